@@ -1,0 +1,146 @@
+"""Meta-trains and meta-tests MAML on sinusoid regression, Omniglot and miniImageNet.
+
+  python main.py                                  trains (sinusoid unless --datasource says otherwise)
+  python main.py --train=False --test_set=True    tests the run last trained
+
+The README lists the commands of the paper; every flag of the official code keeps its name,
+meaning and default.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags
+
+from maml.config import Config
+from maml.errors import UserError
+
+
+def define_flags() -> None:
+    """One absl flag for every field of `Config`."""
+    for field in dataclasses.fields(Config):
+        default, help_text, choices = field.default, field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help_text)
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(field.name, default, help_text)
+        elif isinstance(default, int) and field.type in (int, "int"):
+            flags.DEFINE_integer(field.name, default, help_text)
+        elif isinstance(default, str):
+            flags.DEFINE_string(field.name, default, help_text)
+        else:
+            flags.DEFINE_float(field.name, default, help_text)
+
+
+def given_flags() -> dict[str, Any]:
+    """The values of the flags that were given on the command line."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """Holds back what C++ prints on stderr, and shows it only if the block fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def print_setting(config: Config, given: dict[str, Any]) -> None:
+    """Prints the effective setting, a line for all flags, those that were not given in brackets."""
+    shown = {name: value for name, value in config.to_dict().items() if value not in ("", -1)}
+    print("Setting (not given: in brackets):")
+    print("  " + " ".join(f"{k}={v}" if k in given else f"[{k}={v}]" for k, v in shown.items()))
+
+
+def run_training(config: Config, given: dict[str, Any]) -> int:
+    """Trains, and returns the exit code."""
+    from maml.data_generator import DataGenerator
+    from maml.maml import MAML
+    from maml.runs import open_run
+    from maml.training import train
+
+    data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
+    folder, notes = open_run(config)
+    print_setting(config, given)
+    for note in notes:
+        print(note)
+    trained = train(config, MAML(config), data, folder)
+    done = trained.progress.iteration
+    if not trained.finished:
+        print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")
+        return 130
+    print(f"Trained: {done} iterations, {trained.seconds:.0f} s in this call.")
+    print(f"Checkpoints: {folder}")
+    if config.log:
+        print(f"TensorBoard: tensorboard --logdir={folder.parent}")
+    print(f"Test it:     {sys.executable} main.py --train=False --test_set=True --logdir={folder.parent}")
+    return 0
+
+
+def run_test(given: dict[str, Any]) -> int:
+    """Tests the run that the given flags mean, and returns the exit code."""
+    from tqdm import tqdm
+
+    from maml import checkpoints
+    from maml.data_generator import DataGenerator
+    from maml.evaluation import Evaluator, TestResult, result_table, write_results
+    from maml.maml import MAML
+    from maml.runs import find_run
+
+    folder, config = find_run(given)
+    print_setting(config, given)
+    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
+    model = MAML(config)
+    state, _ = checkpoints.restore(checkpoint, model.init_state())
+    split = "test" if config.test_set else "val"
+    evaluator = Evaluator(model, DataGenerator(config, (split,)))
+    print(f"Testing {checkpoint.prefix} on {config.test_tasks} {split} tasks")
+    measures = evaluator.tasks(
+        state.weights,
+        split,
+        config.test_tasks,
+        config.evaluation_updates,
+        progress=lambda blocks: tqdm(blocks, unit="block", disable=None, leave=False),
+    )
+    values = measures["accuracy" if config.classification else "loss"]
+    result = TestResult.of(values)
+    print(result_table(result, config))
+    table = write_results(folder, config, values, result, checkpoint.prefix.name)
+    print(f"Written to {table} (and .pkl, .json)")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Trains or tests; bad input ends with one line and exit code 1."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]}: not a flag; write --flag=value (--help lists them)")
+        given = given_flags()
+        config = Config.from_flags(given)
+        with quiet_stderr():
+            import tensorflow  # noqa: F401
+        return run_training(config, given) if config.train else run_test(given)
+    except UserError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

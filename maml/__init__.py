@@ -1,0 +1,1 @@
+"""Model-agnostic meta-learning in TensorFlow 2, faithful to the official code."""

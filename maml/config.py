@@ -1,0 +1,265 @@
+"""One frozen description of a run: every flag, its official meaning and its default.
+
+The fields of `Config` are the flags of `main.py`, so a flag's name, default and help text
+stand here and nowhere else.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from maml.errors import UserError
+
+DATASOURCES = ("sinusoid", "omniglot", "miniimagenet")
+NORMS = ("batch_norm", "layer_norm", "None")
+BASELINES = ("None", "oracle")
+UNSET = -1
+
+# The paper's values for miniImageNet (its section A.1); they stand in for flags that were
+# not given, because the official defaults were chosen for the sinusoid.
+MINIIMAGENET_DEFAULTS = {
+    "max_pool": True,
+    "num_filters": 32,
+    "update_lr": 0.01,
+    "meta_batch_size": 4,
+}
+
+
+def _flag(default: Any, help_text: str, *, choices: tuple[str, ...] = (), least: float = -math.inf):
+    """A field of `Config` with its help text, allowed values and smallest allowed value."""
+    metadata = {"help": help_text, "choices": choices, "least": least}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole setting of a run.
+
+    `Config.from_flags` fills in what depends on the data source; the properties below derive
+    the rest. A value of -1 (or an empty string) in the fields that allow it means "the
+    official value for this data source", which the property of the same purpose returns.
+
+    Source: the flags of the official `main.py`, then ours.
+    """
+
+    # Dataset and method.
+    datasource: str = _flag("sinusoid", "sinusoid, omniglot or miniimagenet", choices=DATASOURCES)
+    num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1)
+    baseline: str = _flag(
+        "None",
+        "oracle (sinusoid only: amplitude and phase are given to the network) or None",
+        choices=BASELINES,
+    )
+
+    # Training.
+    pretrain_iterations: int = _flag(0, "pre-training iterations, before meta-training", least=0)
+    metatrain_iterations: int = _flag(15000, "meta-training iterations", least=0)
+    meta_batch_size: int = _flag(25, "tasks of a meta-update", least=1)
+    meta_lr: float = _flag(0.001, "learning rate of the meta-update (Adam, the paper's beta)", least=0)
+    update_batch_size: int = _flag(5, "support examples a class (shot, the paper's K)", least=1)
+    update_lr: float = _flag(
+        1e-3, "inner learning rate (the paper's alpha), on the official loss scale: a sum over classes"
+    )
+    num_updates: int = _flag(1, "inner gradient updates while training", least=1)
+
+    # Network.
+    norm: str = _flag("batch_norm", "batch_norm, layer_norm or None", choices=NORMS)
+    num_filters: int = _flag(64, "filters of a convolution", least=1)
+    conv: bool = _flag(True, "convolutional network for images; False: fully connected")
+    max_pool: bool = _flag(False, "max pooling instead of strided convolutions")
+    stop_grad: bool = _flag(False, "first-order MAML: no second derivatives")
+
+    # Logging, saving and testing.
+    log: bool = _flag(True, "write TensorBoard summaries")
+    logdir: str = _flag("", "folder of the runs (default logs/<datasource>)")
+    resume: bool = _flag(True, "go on from the newest checkpoint of this run, if there is one")
+    train: bool = _flag(True, "True: train; False: test")
+    test_iter: int = _flag(UNSET, "iteration of the checkpoint to test (-1: the newest)", least=-1)
+    test_set: bool = _flag(False, "test on the test set; False: on the validation set")
+    train_update_batch_size: int = _flag(
+        UNSET, "update_batch_size of the run to test, if it differs (-1: the same)", least=-1
+    )
+    train_update_lr: float = _flag(UNSET, "update_lr of the run to test, if it differs (-1: the same)", least=-1)
+
+    # Ours.
+    seed: int = _flag(0, "fixes weights, episodes, validation and test tasks", least=0)
+    data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)")
+    query_size: int = _flag(
+        UNSET,
+        "query examples a class (-1: 15 while training on miniImageNet, update_batch_size elsewhere)",
+        least=-1,
+    )
+    test_num_updates: int = _flag(
+        UNSET,
+        "inner updates in summaries and tests (-1: 10; in summaries of training 5 for sinusoid, 1 for miniImageNet)",
+        least=-1,
+    )
+    test_tasks: int = _flag(600, "tasks of a test", least=2)
+    test_checkpoint: str = _flag(
+        "latest", "checkpoint to test: latest, or best by validation", choices=("latest", "best")
+    )
+    val_interval: int = _flag(UNSET, "iterations between validations (-1: 5000 for sinusoid, else 500)", least=-1)
+    val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0)
+    save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
+    summary_interval: int = _flag(100, "iterations between summaries", least=1)
+    dtype: str = _flag(
+        "float32", "floating-point type of the whole computation", choices=("float32", "float64")
+    )
+
+    @classmethod
+    def from_flags(cls, given: dict[str, Any]) -> "Config":
+        """The config of the flags that were given; the others take the data source's defaults.
+
+        Args:
+            given: values by flag name, only those the user set.
+
+        Raises:
+            UserError: a value is out of range, or two flags contradict each other.
+        """
+        defaults: dict[str, Any] = {}
+        if given.get("datasource") == "miniimagenet":
+            defaults |= MINIIMAGENET_DEFAULTS
+        config = cls(**(defaults | given))
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Raises UserError with one line if a flag is out of range or contradicts another."""
+        for field in dataclasses.fields(self):
+            value, least, choices = getattr(self, field.name), field.metadata["least"], field.metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{field.name}={value}: must be a finite number")
+            if isinstance(value, int | float) and value < least:
+                raise UserError(f"--{field.name}={value}: must be at least {least}")
+        for name in ("query_size", "test_num_updates", "val_interval", "train_update_batch_size"):
+            if getattr(self, name) == 0:
+                raise UserError(f"--{name}=0: must be at least 1, or -1 for the default")
+        if self.datasource == "sinusoid":
+            if self.max_pool or self.num_filters != Config.num_filters:
+                raise UserError("--max_pool and --num_filters are for images; the sinusoid network has none")
+        elif self.baseline != "None":
+            raise UserError(f"--baseline={self.baseline} is for --datasource=sinusoid only")
+        elif self.num_classes < 2:
+            raise UserError("--num_classes=1: classification needs at least 2 classes")
+        if self.total_iterations == 0 and self.train:
+            raise UserError("--metatrain_iterations=0 and --pretrain_iterations=0 leave nothing to train")
+
+    @property
+    def classification(self) -> bool:
+        """Whether the task is to classify images (cross-entropy) rather than to regress."""
+        return self.datasource != "sinusoid"
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether the network is convolutional."""
+        return self.classification and self.conv
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+        return {"omniglot": 28, "miniimagenet": 84}.get(self.datasource, 0)
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of the images."""
+        return {"omniglot": 1, "miniimagenet": 3}.get(self.datasource, 0)
+
+    @property
+    def pretraining(self) -> int:
+        """Pre-training iterations; the oracle is trained by nothing else."""
+        if self.baseline == "oracle":
+            return self.pretrain_iterations + self.metatrain_iterations
+        return self.pretrain_iterations
+
+    @property
+    def total_iterations(self) -> int:
+        """Iterations of the whole training, pre-training included."""
+        return self.pretrain_iterations + self.metatrain_iterations
+
+    @property
+    def query_per_class(self) -> int:
+        """Query examples a class (for the sinusoid: query points)."""
+        if self.query_size != UNSET:
+            return self.query_size
+        if self.datasource == "miniimagenet" and self.train:
+            return 15
+        return self.update_batch_size
+
+    @property
+    def evaluation_updates(self) -> int:
+        """Inner updates whose losses a summary or a test reports."""
+        if self.test_num_updates != UNSET:
+            return self.test_num_updates
+        official = {"sinusoid": 5, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10
+        return max(self.num_updates, official)
+
+    @property
+    def evaluation_block(self) -> int:
+        """Tasks measured at once in validation and testing, bounded by memory.
+
+        Part of what a test task is: tasks are drawn a block at a time.
+        """
+        return 4 if self.image_size > 32 else 20
+
+    @property
+    def print_interval(self) -> int:
+        """Iterations between two printed lines."""
+        return 100 if self.classification else 1000
+
+    @property
+    def validation_interval(self) -> int:
+        """Iterations between two validations."""
+        return self.val_interval if self.val_interval != UNSET else 5 * self.print_interval
+
+    @property
+    def clips_gradient(self) -> bool:
+        """Each element of the meta-gradient is clipped to [-10, 10] for miniImageNet only."""
+        return self.datasource == "miniimagenet"
+
+    @property
+    def exp_string(self) -> str:
+        """The official name of the run's folder."""
+        shots, rate = self.train_update_batch_size, self.train_update_lr
+        return "".join(
+            [
+                f"cls_{self.num_classes}.mbs_{self.meta_batch_size}",
+                f".ubs_{self.update_batch_size if shots == UNSET else shots}",
+                f".numstep{self.num_updates}.updatelr{self.update_lr if rate == UNSET else rate}",
+                f"hidden{self.num_filters}" if self.num_filters != 64 else "",
+                "maxpool" if self.max_pool else "",
+                "stopgrad" if self.stop_grad else "",
+                self.baseline if self.baseline != "None" else "",
+                {"batch_norm": "batchnorm", "layer_norm": "layernorm", "None": "nonorm"}[self.norm],
+            ]
+        )
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> "Config":
+        """The config that `to_dict` wrote; `where` names its file in the error message.
+
+        Raises:
+            UserError: a field is unknown or of another type.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                raise UserError(f"{where}: unknown setting {name!r}; it was written by another version")
+            expected: Any = fields[name]
+            if isinstance(expected, str):
+                expected = {"str": str, "int": int, "float": float, "bool": bool}[expected]
+            accepted = (int, float) if expected is float else (expected,)
+            if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+                raise UserError(f"{where}: {name} is {value!r}, expected {expected.__name__}")
+        config = cls(**values)
+        config.validate()
+        return config

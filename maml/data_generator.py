@@ -1,0 +1,172 @@
+"""Batched episodes, each a pure function of (seed, split, index).
+
+Sampling is stateless and runs wherever the computation runs (inside a compiled loop, too), so
+a training can be repeated, and resumed at any iteration, without any generator state.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from maml.config import Config
+from maml.images import ImageSplit, check_enough, load_split
+
+SPLITS = ("train", "val", "test")
+
+AMPLITUDE_RANGE = (0.1, 5.0)
+PHASE_RANGE = (0.0, np.pi)
+INPUT_RANGE = (-5.0, 5.0)
+
+
+class Episodes(NamedTuple):
+    """A batch of B tasks: N-way K-shot with Q query examples a class (sinusoid: K and Q points).
+
+    inputa: [B, N·K, dim_input], support set; images are flat, in [0, 1].
+    labela: [B, N·K, dim_output], one-hot for classification.
+    inputb: [B, N·Q, dim_input], query set.
+    labelb: [B, N·Q, dim_output].
+
+    The k-th examples of all classes stand together, each such group in its own random order.
+    """
+
+    inputa: tf.Tensor
+    labela: tf.Tensor
+    inputb: tf.Tensor
+    labelb: tf.Tensor
+
+
+class DataGenerator:
+    """Samples episodes of a data source."""
+
+    def __init__(self, config: Config, splits: tuple[str, ...] = SPLITS):
+        """Loads the images of `splits` (nothing for the sinusoid).
+
+        Raises:
+            UserError: data is missing, broken, or too small for the tasks asked for.
+        """
+        self.config = config
+        self._tables = {}
+        if config.classification:
+            for name in splits:
+                split = load_split(
+                    config.datasource,
+                    config.data_dir,
+                    name,
+                    image_size=config.image_size,
+                    channels=config.channels,
+                )
+                check_enough(
+                    split,
+                    f"{config.datasource} {name}",
+                    config.num_classes,
+                    config.update_batch_size,
+                    config.query_per_class,
+                )
+                self._tables[name] = _ImageTable.of(split)
+
+    def episodes(self, split: str, index, meta_batch_size: int) -> Episodes:
+        """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
+        config = self.config
+        key = tf.random.experimental.stateless_fold_in([config.seed, SPLITS.index(split)], index, alg="philox")
+        shots, queries = config.update_batch_size, config.query_per_class
+        if config.classification:
+            episodes = image_episodes(
+                key,
+                self._tables[split],
+                meta_batch_size,
+                config.num_classes,
+                shots,
+                queries,
+                turn=config.image_size if config.datasource == "omniglot" else 0,
+            )
+        else:
+            episodes = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")
+        return Episodes(*(tf.cast(tensor, config.dtype) for tensor in episodes))
+
+
+def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
+    return tf.random.stateless_uniform(shape, key, low, high, alg="philox")
+
+
+def sinusoid_episodes(key: tf.Tensor, tasks: int, shots: int, queries: int, oracle: bool) -> Episodes:
+    """y = A·sin(x − phase) with A ~ U[0.1, 5], phase ~ U[0, π], x ~ U[−5, 5].
+
+    With `oracle` the input of a point is (x, A, phase).
+    """
+    keys = tf.unstack(tf.random.split(key, 3, alg="philox"), 3)
+    amplitude = _uniform(keys[0], [tasks, 1, 1], *AMPLITUDE_RANGE)
+    phase = _uniform(keys[1], [tasks, 1, 1], *PHASE_RANGE)
+    x = _uniform(keys[2], [tasks, shots + queries, 1], *INPUT_RANGE)
+    y = amplitude * tf.sin(x - phase)
+    if oracle:
+        x = tf.concat([x, amplitude + tf.zeros_like(x), phase + tf.zeros_like(x)], 2)
+    return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+
+
+class _ImageTable(NamedTuple):
+    """A split on the device.
+
+    images: uint8 [total, height · width · channels], a class's images together.
+    first, counts: int32 [classes], a class's first row and number of images.
+    most: the largest count.
+    """
+
+    images: tf.Tensor
+    first: tf.Tensor
+    counts: tf.Tensor
+    most: int
+
+    @classmethod
+    def of(cls, split: ImageSplit) -> "_ImageTable":
+        ends = np.cumsum(split.counts)
+        return cls(
+            tf.constant(split.images),
+            tf.constant(ends - split.counts, tf.int32),
+            tf.constant(split.counts, tf.int32),
+            int(split.counts.max()),
+        )
+
+
+def image_episodes(
+    key: tf.Tensor, table: _ImageTable, tasks: int, num_classes: int, shots: int, queries: int, turn: int = 0
+) -> Episodes:
+    """N-way tasks: classes, and images of a class, are drawn without replacement.
+
+    Args:
+        turn: side of the square one-channel images; each class of a task is then turned by 0, 90,
+            180 or 270 degrees, all its images alike, as the official code does for Omniglot in
+            training and in testing. 0: nothing is turned.
+    """
+    keys = tf.unstack(tf.random.split(key, 4, alg="philox"), 4)
+    per_class = shots + queries
+
+    # The order of random scores is a random order: its first entries are draws without replacement.
+    scores = _uniform(keys[0], [tasks, table.first.shape[0]])
+    classes = tf.math.top_k(scores, num_classes).indices  # [tasks, N]
+    scores = _uniform(keys[1], [tasks, num_classes, table.most])
+    exists = tf.range(table.most) < tf.gather(table.counts, classes)[..., None]
+    drawn = tf.math.top_k(tf.where(exists, scores, -1.0), per_class).indices  # [tasks, N, K + Q]
+    rows = tf.gather(table.first, classes)[..., None] + drawn
+
+    # Labels follow the shuffle: row (k, j) holds the k-th image of class order[k, j].
+    order = tf.argsort(_uniform(keys[2], [tasks, per_class, num_classes]))  # [tasks, K + Q, N]
+    rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
+    images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
+    if turn:
+        quarters = tf.random.stateless_uniform([tasks, num_classes], keys[3], 0, 4, tf.int32, alg="philox")
+        quarters = tf.gather(quarters, tf.reshape(order, [tasks, -1]), batch_dims=1)
+        pixels = tf.gather(tf.constant(_turned_pixels(turn)), tf.reshape(quarters, order.shape))
+        images = tf.gather(images, pixels, batch_dims=3)
+
+    inputs = tf.reshape(images, [tasks, per_class * num_classes, images.shape[-1]])
+    inputs = tf.cast(inputs, tf.float32) / 255.0
+    labels = tf.one_hot(tf.reshape(order, [tasks, per_class * num_classes]), num_classes)
+    support = shots * num_classes
+    return Episodes(inputs[:, :support], labels[:, :support], inputs[:, support:], labels[:, support:])
+
+
+def _turned_pixels(side: int) -> np.ndarray:
+    """For 0 to 3 quarter turns, which pixel of the flat image comes where: int32 [4, side²]."""
+    pixels = np.arange(side * side, dtype=np.int32).reshape(side, side)
+    return np.stack([np.rot90(pixels, quarter).reshape(-1) for quarter in range(4)])

@@ -1,0 +1,113 @@
+"""Measuring what adaptation achieves, and the official meta-test."""
+
+import csv
+import math
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.files import replacing, write_json
+from maml.maml import MAML
+from maml.networks import Weights
+
+
+class Evaluator:
+    """Measures fixed tasks of a split, `config.evaluation_block` at a time.
+
+    The tasks are a function of the seed and the split alone: asking for more of them adds tasks
+    and changes none.
+    """
+
+    def __init__(self, model: MAML, data: DataGenerator):
+        """Prepares the compiled measurement."""
+        self._block = model.config.evaluation_block
+
+        @tf.function(jit_compile=model.compiled, autograph=False, reduce_retracing=True)
+        def measure(weights: Weights, index: tf.Tensor, split: str, tasks: int, num_updates: int):
+            return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
+
+        self._measure = measure
+
+    def batch(
+        self, weights: Weights, split: str, index: int, tasks: int, num_updates: int
+    ) -> dict[str, np.ndarray]:
+        """Measures one batch of tasks: "loss" and "accuracy", [tasks, num_updates + 1]."""
+        measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
+        return {name: values.numpy() for name, values in measures.items()}
+
+    def tasks(self, weights: Weights, split: str, tasks: int, num_updates: int, progress=lambda blocks: blocks):
+        """Measures the first `tasks` tasks of a split: "loss" and "accuracy", [tasks, num_updates + 1].
+
+        Args:
+            progress: wraps the range of blocks, to show how far it is.
+        """
+        blocks = [
+            self.batch(weights, split, index, self._block, num_updates)
+            for index in progress(range(math.ceil(tasks / self._block)))
+        ]
+        return {name: np.concatenate([block[name] for block in blocks])[:tasks] for name in blocks[0]}
+
+
+class TestResult(NamedTuple):
+    """Mean, standard deviation and half width of the 95 % interval after each step, [steps + 1] each."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    ci95: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "TestResult":
+        """The statistics of [tasks, steps + 1] values, the interval as 1.96 · std / √tasks."""
+        std = values.std(0)
+        return cls(values.mean(0), std, 1.96 * std / math.sqrt(len(values)))
+
+
+def result_table(result: TestResult, config: Config) -> str:
+    """The table of a meta-test, a line a step."""
+    measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
+    lines = [f"{'step':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
+    for step, (mean, std, ci95) in enumerate(zip(*result, strict=True)):
+        label = f"{step} updates, query set" if step else "before, support set"
+        lines.append(
+            f"{label.replace('1 updates', '1 update') if step == 1 else label:<26}"
+            f"{mean * scale:>{20 - len(unit)}.4g}{unit}{std * scale:>10.3g}{'± ' + format(ci95 * scale, '.3g'):>16}"
+        )
+    return "\n".join(lines)
+
+
+def write_results(folder: Path, config: Config, values: np.ndarray, result: TestResult, checkpoint: str) -> Path:
+    """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
+
+    Returns:
+        The path of the .csv.
+    """
+    stem = folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}"
+    table = stem.with_name(stem.name + ".csv")
+    with replacing(table) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f"update{step}" for step in range(len(result.mean))])
+        for row in result:
+            writer.writerow([float(value) for value in row])
+    with replacing(stem.with_name(stem.name + ".pkl")) as temporary:
+        temporary.write_bytes(pickle.dumps({"mses": values}))
+    write_json(
+        stem.with_name(stem.name + ".json"),
+        {
+            "checkpoint": checkpoint,
+            "split": "test" if config.test_set else "val",
+            "tasks": len(values),
+            "seed": config.seed,
+            "measure": "accuracy" if config.classification else "mean squared error",
+            "step_0": "the support set before adaptation; later steps are the query set",
+            "mean": result.mean.tolist(),
+            "std": result.std.tolist(),
+            "ci95": result.ci95.tolist(),
+            "config": config.to_dict(),
+        },
+    )
+    return table

@@ -1,0 +1,168 @@
+"""Model-agnostic meta-learning: adaptation to a task, and the gradient through it.
+
+Finn, Abbeel & Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*,
+ICML 2017, Algorithm 2; behaviour of the official `maml.py`.
+
+All tasks of a meta-batch are adapted side by side: every tensor has a task axis, and because
+no task's loss depends on another task's fast weights, the gradient of the sum of the tasks'
+losses is the stack of their gradients.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from maml import losses
+from maml.config import Config
+from maml.data_generator import Episodes
+from maml.networks import Network, Weights, is_adapted
+from maml.optimizer import AdamState, adam_init, adam_update
+
+GRADIENT_LIMIT = 10.0
+
+
+class Outcome(NamedTuple):
+    """What adaptation did to a batch of tasks.
+
+    fast_weights: adapted weights have a leading task axis.
+    outputa, lossesa: support outputs [tasks, N·K, dim_output] and losses [tasks] *before* adaptation.
+    outputbs, lossesb: query outputs and losses after steps 1, 2, …; only the last step's unless
+        every step's were asked for.
+    """
+
+    fast_weights: Weights
+    outputa: tf.Tensor
+    outputbs: list[tf.Tensor]
+    lossesa: tf.Tensor
+    lossesb: list[tf.Tensor]
+
+
+class TrainState(NamedTuple):
+    """Everything a training changes; pre-training and meta-training have an Adam of their own."""
+
+    weights: Weights
+    pretrain: AdamState
+    metatrain: AdamState
+
+
+class MAML:
+    """The learner: a network, its loss, and how both are adapted and meta-trained."""
+
+    def __init__(self, config: Config, network: Network | None = None):
+        """Builds the learner for a setting; `network` stands in for the official one."""
+        self.config = config
+        self.network = network or Network.from_config(config)
+        self.forward = self.network.forward
+        # Small dense products drown in op dispatch, which XLA removes; XLA's convolutions are slow on the CPU.
+        self.compiled = self.network.kind == "fc"
+
+    def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Loss of every task, [tasks], on the official scale."""
+        if self.config.classification:
+            return losses.xent(outputs, labels, self.config.update_batch_size)
+        return losses.mse(outputs, labels)
+
+    def inner_step(
+        self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor
+    ) -> tuple[Weights, tf.Tensor, tf.Tensor]:
+        """One step of gradient descent on the support set: θ' = θ − α ∇_θ L(θ).
+
+        Args:
+            weights: θ; adapted weights with a task axis.
+            inputa, labela: support sets [tasks, N·K, …].
+
+        Returns:
+            θ', and the outputs and losses of the support sets under θ.
+        """
+        theta = {name: weight for name, weight in weights.items() if is_adapted(name)}
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            outputs = self.forward(inputa, weights)
+            task_losses = self.loss_func(outputs, labela)
+        gradients = tape.gradient(task_losses, theta, unconnected_gradients="zero")
+        if self.config.stop_grad:
+            gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
+        adapted = {name: weight - self.config.update_lr * gradients[name] for name, weight in theta.items()}
+        return weights | adapted, outputs, task_losses
+
+    def task_metalearn(
+        self, weights: Weights, episodes: Episodes, num_updates: int, every_step: bool = False
+    ) -> Outcome:
+        """Adapts to the support sets in `num_updates` steps and evaluates on the query sets.
+
+        Args:
+            weights: θ, shared by all tasks.
+            episodes: a batch of tasks.
+            num_updates: inner steps.
+            every_step: evaluate the query sets after each step, not only after the last.
+        """
+        inputa, labela, inputb, labelb = episodes
+        fast = per_task(weights, inputa.shape[0])
+        outputbs, lossesb = [], []
+        for step in range(num_updates):
+            fast, outputs, task_losses = self.inner_step(fast, inputa, labela)
+            if step == 0:
+                outputa, lossesa = outputs, task_losses
+            if every_step or step == num_updates - 1:
+                outputbs.append(self.forward(inputb, fast))
+                lossesb.append(self.loss_func(outputbs[-1], labelb))
+        return Outcome(fast, outputa, outputbs, lossesa, lossesb)
+
+    def meta_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
+        """The meta-loss, mean over tasks of the query loss after the last step, and its gradient by θ."""
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outcome = self.task_metalearn(weights, episodes, self.config.num_updates)
+            meta_loss = tf.reduce_mean(outcome.lossesb[-1])
+        return meta_loss, tape.gradient(meta_loss, weights, unconnected_gradients="zero")
+
+    def pretrain_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
+        """The mean support loss before adaptation, and its gradient by θ."""
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = tf.reduce_mean(self.loss_func(self.forward(episodes.inputa, weights), episodes.labela))
+        return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+
+    def init_state(self) -> TrainState:
+        """Fresh weights from the config's seed, and both Adam states at zero."""
+        weights = self.network.construct_weights(self.config.seed)
+        return TrainState(weights, adam_init(weights), adam_init(weights))
+
+    def metatrain_update(self, state: TrainState, episodes: Episodes) -> tuple[TrainState, tf.Tensor]:
+        """One Adam step on the meta-loss; returns the loss before it."""
+        loss, gradients = self.meta_gradient(state.weights, episodes)
+        if self.config.clips_gradient:
+            gradients = {
+                name: tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)
+                for name, gradient in gradients.items()
+            }
+        weights, adam = adam_update(state.weights, gradients, state.metatrain, self.config.meta_lr)
+        return state._replace(weights=weights, metatrain=adam), loss
+
+    def pretrain_update(self, state: TrainState, episodes: Episodes) -> tuple[TrainState, tf.Tensor]:
+        """One Adam step on the pre-update loss; returns the loss before it."""
+        loss, gradients = self.pretrain_gradient(state.weights, episodes)
+        weights, adam = adam_update(state.weights, gradients, state.pretrain, self.config.meta_lr)
+        return state._replace(weights=weights, pretrain=adam), loss
+
+    def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
+        """Losses and accuracies of every task at every step; column 0 is the support set before adaptation.
+
+        Returns:
+            "loss" and, for classification, "accuracy": [tasks, num_updates + 1].
+        """
+        outcome = self.task_metalearn(weights, episodes, num_updates, every_step=True)
+        measures = {"loss": tf.stack([outcome.lossesa, *outcome.lossesb], 1)}
+        if self.config.classification:
+            before = losses.accuracy(outcome.outputa, episodes.labela)
+            after = [losses.accuracy(outputs, episodes.labelb) for outputs in outcome.outputbs]
+            measures["accuracy"] = tf.stack([before, *after], 1)
+        return measures
+
+
+def per_task(weights: Weights, tasks: int) -> Weights:
+    """Gives every adapted weight a leading task axis, the start of fast weights."""
+    return {
+        name: tf.broadcast_to(weight, [tasks, *weight.shape]) if is_adapted(name) else weight
+        for name, weight in weights.items()
+    }

@@ -1,0 +1,209 @@
+"""The official networks on plain dicts of tensors.
+
+A `Weights` dict holds the adapted weights under the official names (`w1`, `b1`, … or `conv1`,
+`b1`, …, `w5`, `b5`) and the normalisations' `model/<i>/beta` and `model/<i>/gamma`, which are
+meta-learned but not adapted. Every forward pass carries a task axis: inputs are
+[tasks, examples, dim_input], and a weight is either shared by the tasks or has a leading axis
+of its own for them, as fast weights do.
+
+Source: the official `maml.py` (`construct_*`, `forward_*`) and `utils.py` (`conv_block`,
+`normalize`).
+"""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from maml import ops
+from maml.config import Config
+
+Weights = dict[str, tf.Tensor]
+
+BATCH_NORM_EPSILON = 0.001
+LAYER_NORM_EPSILON = 1e-12
+CONV_BLOCKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The shape of a network: everything that decides which weights it has.
+
+    dim_input: numbers of an example (image_size² · channels for images).
+    dim_output: outputs of an example.
+    dim_hidden: units of the hidden layers (fully connected) or filters of every block.
+    image_size, channels: of the images; 0 where there are none.
+    flat_head: the head reads the flattened last map; otherwise its mean over space.
+    """
+
+    kind: str
+    dim_input: int
+    dim_output: int
+    dim_hidden: tuple[int, ...]
+    norm: str
+    image_size: int = 0
+    channels: int = 0
+    max_pool: bool = False
+    flat_head: bool = False
+    dtype: str = "float32"
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Network":
+        """The network that the official code builds for this setting."""
+        if not config.classification:
+            dim_input = 3 if config.baseline == "oracle" else 1
+            return cls("fc", dim_input, 1, (40, 40), config.norm, dtype=config.dtype)
+        image_size, channels = config.image_size, config.channels
+        hidden = (config.num_filters,) if config.conv else (256, 128, 64, 64)
+        return cls(
+            "conv" if config.conv else "fc",
+            image_size**2 * channels,
+            config.num_classes,
+            hidden,
+            config.norm,
+            image_size=image_size,
+            channels=channels,
+            max_pool=config.max_pool,
+            flat_head=config.datasource != "omniglot",
+            dtype=config.dtype,
+        )
+
+    @property
+    def map_size(self) -> int:
+        """Height and width of the last block's map."""
+        size = self.image_size
+        for _ in range(CONV_BLOCKS):
+            size = size // 2 if self.max_pool else math.ceil(size / 2)
+        return size
+
+    def construct_weights(self, seed: int) -> Weights:
+        """Fresh weights, a function of `seed` alone, in `dtype`."""
+        construct = construct_conv_weights if self.kind == "conv" else construct_fc_weights
+        return {name: tf.cast(weight, self.dtype) for name, weight in construct(self, seed).items()}
+
+    def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
+        """Outputs [tasks, examples, dim_output] of inputs [tasks, examples, dim_input]."""
+        forward = forward_conv if self.kind == "conv" else forward_fc
+        return forward(inp, weights, self)
+
+
+def is_adapted(name: str) -> bool:
+    """Whether the inner loop adapts this weight: all but the normalisations' beta and gamma."""
+    return not name.startswith("model/")
+
+
+def _seed(seed: int, position: int) -> tf.Tensor:
+    return tf.constant([seed, position], tf.int32)
+
+
+def _truncated_normal(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_truncated_normal(shape, seed, stddev=0.01, alg="philox")
+
+
+def _glorot_uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+    receptive = math.prod(shape[:-2])
+    limit = math.sqrt(6 / (receptive * (shape[-2] + shape[-1])))
+    return tf.random.stateless_uniform(shape, seed, -limit, limit, alg="philox")
+
+
+def _norm_weights(sizes: list[int], norm: str) -> Weights:
+    weights = {}
+    for i, size in enumerate(sizes):
+        if norm != "None":
+            weights[f"model/{i}/beta"] = tf.zeros([size])
+        if norm == "layer_norm":
+            weights[f"model/{i}/gamma"] = tf.ones([size])
+    return weights
+
+
+def construct_fc_weights(network: Network, seed: int) -> Weights:
+    """w1, b1, … of a fully connected network: truncated normal (stddev 0.01), biases zero."""
+    sizes = [network.dim_input, *network.dim_hidden, network.dim_output]
+    weights = {}
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        weights[f"w{i}"] = _truncated_normal([fan_in, fan_out], _seed(seed, i))
+        weights[f"b{i}"] = tf.zeros([fan_out])
+    return weights | _norm_weights(sizes[1:-1], network.norm)
+
+
+def construct_conv_weights(network: Network, seed: int) -> Weights:
+    """conv1, b1, … conv4, b4 and the head w5, b5; kernels Glorot uniform, biases zero.
+
+    The head of Omniglot is normal with stddev 1, as in the official code; a flat head is Glorot
+    uniform and as large as the last map, so strided miniImageNet works too.
+    """
+    filters = network.dim_hidden[0]
+    weights = {}
+    for i in range(1, CONV_BLOCKS + 1):
+        fan_in = network.channels if i == 1 else filters
+        weights[f"conv{i}"] = _glorot_uniform([3, 3, fan_in, filters], _seed(seed, i))
+        weights[f"b{i}"] = tf.zeros([filters])
+    if network.flat_head:
+        weights["w5"] = _glorot_uniform([filters * network.map_size**2, network.dim_output], _seed(seed, 5))
+    else:
+        weights["w5"] = tf.random.stateless_normal([filters, network.dim_output], _seed(seed, 5), alg="philox")
+    weights["b5"] = tf.zeros([network.dim_output])
+    return weights | _norm_weights([filters] * CONV_BLOCKS, network.norm)
+
+
+def forward_fc(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
+    """Hidden layers (affine, normalise, ReLU), then an affine output layer."""
+    layers = len(network.dim_hidden) + 1
+    for i in range(1, layers):
+        hidden = inp @ weights[f"w{i}"] + _across(weights[f"b{i}"], 3)
+        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm))
+    return inp @ weights[f"w{layers}"] + _across(weights[f"b{layers}"], 3)
+
+
+def forward_conv(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
+    """Four blocks, then the head on the flattened map or on its mean over space."""
+    tasks, examples = inp.shape[0], inp.shape[1]
+    size = network.image_size
+    hidden = tf.reshape(inp, [tasks, examples, size, size, network.channels])
+    for i in range(CONV_BLOCKS):
+        hidden = conv_block(hidden, weights, i, network)
+    if network.flat_head:
+        hidden = tf.reshape(hidden, [tasks, examples, math.prod(hidden.shape[2:])])
+    else:
+        hidden = tf.reduce_mean(hidden, [2, 3])
+    return hidden @ weights["w5"] + _across(weights["b5"], 3)
+
+
+def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -> tf.Tensor:
+    """Convolution + bias → normalise → ReLU → pool; without pooling the stride is 2.
+
+    Args:
+        inp: [tasks, examples, height, width, channels].
+        block: 0 to 3; the weights are conv<block+1>, b<block+1>.
+    """
+    stride = 1 if network.max_pool else 2
+    hidden = ops.conv2d(inp, weights[f"conv{block + 1}"], stride) + _across(weights[f"b{block + 1}"], 5)
+    hidden = tf.nn.relu(normalize(hidden, weights, block, network.norm))
+    return ops.max_pool(hidden) if network.max_pool else hidden
+
+
+def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str) -> tf.Tensor:
+    """Batch or layer normalisation of [tasks, examples, …, channels], or nothing.
+
+    Batch-norm uses the statistics of the batch at hand, in training and in testing
+    (transductive), and has a shift but no scale. Layer-norm has both.
+
+    tf.nn.moments would stop the gradient through the mean inside the variance, which leaves
+    first derivatives right and second derivatives wrong; the means here are plain.
+    """
+    if norm == "None":
+        return inp
+    beta = weights[f"model/{layer}/beta"]
+    if norm == "batch_norm":
+        axes, epsilon = list(range(1, len(inp.shape) - 1)), BATCH_NORM_EPSILON
+    else:
+        axes, epsilon = list(range(2, len(inp.shape))), LAYER_NORM_EPSILON
+    centred = inp - tf.reduce_mean(inp, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
+    normed = centred * tf.math.rsqrt(variance + epsilon)
+    return normed + beta if norm == "batch_norm" else normed * weights[f"model/{layer}/gamma"] + beta
+
+
+def _across(vector: tf.Tensor, rank: int) -> tf.Tensor:
+    """A [c] or [tasks, c] vector shaped to broadcast over a [tasks, …, c] tensor of that rank."""
+    return tf.reshape(vector, [-1, *[1] * (rank - 2), vector.shape[-1]])

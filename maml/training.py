@@ -1,0 +1,229 @@
+"""The training loop: next episodes, update, summarise, validate, save."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from maml import checkpoints
+from maml.checkpoints import Progress
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.errors import UserError
+from maml.evaluation import Evaluator
+from maml.maml import MAML, TrainState
+from maml.summaries import SummaryWriter
+
+# Iterations are run many to a call, up to about this many seconds, so that the progress line
+# moves and Ctrl-C is heard.
+SECONDS_PER_CALL = 0.5
+
+
+class Trained(NamedTuple):
+    """How a training ended.
+
+    finished: False if it was interrupted.
+    seconds: wall-clock time of this call's iterations, summaries, validations and checkpoints included.
+    """
+
+    state: TrainState
+    progress: Progress
+    finished: bool
+    seconds: float
+
+
+def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Tensor, tf.Tensor], tuple]:
+    """The compiled `update(state, first, count)` → (state, last loss): `count` iterations from `first` on.
+
+    Episodes are sampled inside, so nothing but the state goes in and out.
+    """
+    config = model.config
+
+    def one(state: TrainState, iteration: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
+        episodes = data.episodes("train", iteration, config.meta_batch_size)
+        if not config.pretraining:
+            return model.metatrain_update(state, episodes)
+        if config.pretraining == config.total_iterations:
+            return model.pretrain_update(state, episodes)
+        return tf.cond(
+            iteration < config.pretraining,
+            lambda: model.pretrain_update(state, episodes),
+            lambda: model.metatrain_update(state, episodes),
+        )
+
+    @tf.function(jit_compile=model.compiled, autograph=False)
+    def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
+        loss = tf.constant(0.0, config.dtype)
+        _, state, loss = tf.while_loop(
+            lambda iteration, state, loss: iteration < first + count,
+            lambda iteration, state, loss: (iteration + 1, *one(state, iteration)),
+            (first, state, loss),
+            parallel_iterations=1,
+        )
+        return state, loss
+
+    return update
+
+
+def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Progress] | None:
+    """The newest checkpoint that is whole; a damaged one is named and the one before it is used.
+
+    Raises:
+        UserError: there are checkpoints and none can be used.
+    """
+    errors = []
+    for checkpoint in reversed(checkpoints.list_checkpoints(folder)):
+        try:
+            restored = checkpoints.restore(checkpoint, template)
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        for error in errors:
+            print(f"{error}: using {checkpoint.prefix.name} instead", file=sys.stderr)
+        return restored
+    if errors:
+        raise UserError(errors[0])
+    return None
+
+
+def train(config: Config, model: MAML, data: DataGenerator, folder: Path) -> Trained:
+    """Trains until `config.total_iterations` or Ctrl-C, going on from the newest checkpoint."""
+    return _Training(config, model, data, folder).run()
+
+
+class _Training:
+    """One call of `train`: the loop and what it calls, with the state they share."""
+
+    def __init__(self, config: Config, model: MAML, data: DataGenerator, folder: Path):
+        self.config, self.folder = config, folder
+        self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
+        fresh = (model.init_state(), Progress(0, np.zeros([0, 2]), -np.inf))
+        self.state, progress = restore_latest(folder, fresh[0]) or fresh
+        self.start = self.iteration = progress.iteration
+        self.per_call = 1
+        self.pending, self.best = [tuple(row) for row in progress.pending], progress.best
+        if self.start:
+            print(f"Going on from iteration {self.start} ({folder})")
+
+    def run(self) -> Trained:
+        config, begin = self.config, time.perf_counter()
+        self.writer = SummaryWriter(self.folder, config.log)
+        if self.iteration == 0:
+            rows = "".join(f"| {name} | {value} |\n" for name, value in config.to_dict().items())
+            self.writer.text("flags", f"| flag | value |\n|---|---|\n{rows}")
+        with (
+            _Interrupt() as interrupt,
+            tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar,
+        ):
+            while True:
+                if self.iteration > self.start or self.iteration == 0:
+                    self.report()
+                if self.iteration >= config.total_iterations or interrupt.heard:
+                    break
+                self.advance()
+        if not checkpoints.list_checkpoints(self.folder) or self.iteration % config.save_interval:
+            self.save()
+        self.writer.close()
+        finished = self.iteration >= config.total_iterations
+        return Trained(self.state, self.progress, finished, time.perf_counter() - begin)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.iteration, np.array(self.pending, np.float64).reshape(-1, 2), self.best)
+
+    def advance(self) -> None:
+        """Runs iterations up to the next one at which something is due, or for half a second."""
+        config = self.config
+        intervals = [config.summary_interval, config.save_interval, config.validation_interval]
+        due = min(interval - self.iteration % interval for interval in intervals)
+        count = min(due, config.total_iterations - self.iteration, self.per_call)
+        begin = time.perf_counter()
+        self.state, loss = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
+        loss = float(loss)
+        each = (time.perf_counter() - begin) / count
+        # The first call compiles; its time says nothing.
+        if self.iteration > self.start:
+            self.per_call = max(1, int(SECONDS_PER_CALL / each))
+        self.iteration += count
+        self.bar.update(count)
+
+    def report(self) -> None:
+        """Summarises, prints, validates and saves, each when it is due."""
+        config, iteration = self.config, self.iteration
+        if iteration % config.summary_interval == 0:
+            self.summarise()
+        if iteration and iteration % config.print_interval == 0 and self.pending:
+            self.print_line()
+        if iteration and config.val_tasks and iteration % config.validation_interval == 0:
+            self.validate()
+        if iteration and iteration % config.save_interval == 0:
+            self.save()
+
+    def summarise(self) -> None:
+        """Measures every step on the tasks of the coming update, as the official summaries do."""
+        config = self.config
+        measures = self.evaluator.batch(
+            self.state.weights, "train", self.iteration, config.meta_batch_size, config.evaluation_updates
+        )
+        self.writer.measures("metatrain", measures, self.iteration)
+        before, *after = measures["accuracy" if config.classification else "loss"].mean(0)
+        self.pending.append((float(before), float(after[config.num_updates - 1])))
+        self.bar.set_postfix_str(f"{self.pending[-1][0]:.3g} → {self.pending[-1][1]:.3g}", refresh=False)
+
+    def print_line(self) -> None:
+        """The official line: mean pre- and post-update accuracy (sinusoid: loss) since the last one."""
+        pretraining = self.config.pretraining
+        pre, post = np.mean(self.pending, 0)
+        self.pending = []
+        if self.iteration < pretraining:
+            self.say(f"Pretrain Iteration {self.iteration}: {pre}, {post}")
+        else:
+            self.say(f"Iteration {self.iteration - pretraining}: {pre}, {post}")
+
+    def validate(self) -> None:
+        """Measures the validation tasks and keeps the checkpoint if it is the best so far."""
+        config = self.config
+        measures = self.evaluator.tasks(self.state.weights, "val", config.val_tasks, config.evaluation_updates)
+        self.writer.measures("metaval", measures, self.iteration)
+        values = measures["accuracy" if config.classification else "loss"].mean(0)
+        self.say(f"Validation results: {values[0]}, {values[config.num_updates]}")
+        value = float(values[config.num_updates])
+        value = value if config.classification else -value
+        if value > self.best:
+            self.best = value
+            checkpoints.save(self.folder, self.state, self.progress, stem="best", keep=1)
+
+    def save(self) -> None:
+        checkpoints.save(self.folder, self.state, self.progress)
+
+    def say(self, line: str) -> None:
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class _Interrupt:
+    """Remembers Ctrl-C (and SIGTERM) until the loop comes round; a second Ctrl-C ends at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "_Interrupt":
+        self.heard = False
+        self._before = [signal.getsignal(number) for number in self.SIGNALS]
+        for number in self.SIGNALS:
+            signal.signal(number, self._hear)
+        return self
+
+    def _hear(self, number, frame) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+        self.heard = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
