@@ -45,7 +45,7 @@ def given_flags() -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet_stderr():
     """Holds back what C++ prints on stderr, and shows it only if the block fails."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
@@ -134,7 +134,9 @@ def main(argv: list[str]) -> int:
         given = given_flags()
         config = Config.from_flags(given)
         with quiet_stderr():
-            import tensorflow  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_logical_devices()
         return run_training(config, given) if config.train else run_test(given)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)

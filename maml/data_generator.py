@@ -85,8 +85,19 @@ class DataGenerator:
         return Episodes(*(tf.cast(tensor, config.dtype) for tensor in episodes))
 
 
+def _random_bits(key: tf.Tensor, shape: list[int], bits: int) -> tf.Tensor:
+    """Uniform integers below 2^bits, uint32.
+
+    XLA derives other random floats from a seed than TensorFlow's own kernels do; of the integers
+    both make the same.
+    """
+    whole = tf.random.stateless_uniform(shape, key, None, None, tf.int32, alg="philox")
+    return tf.bitwise.right_shift(tf.bitcast(whole, tf.uint32), tf.constant(32 - bits, tf.uint32))
+
+
 def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
-    return tf.random.stateless_uniform(shape, key, low, high, alg="philox")
+    """Uniform floats in [low, high), float32 with 24 random bits."""
+    return low + (high - low) * (tf.cast(_random_bits(key, shape, 24), tf.float32) * 2.0**-24)
 
 
 def sinusoid_episodes(key: tf.Tensor, tasks: int, shots: int, queries: int, oracle: bool) -> Episodes:
@@ -154,7 +165,7 @@ def image_episodes(
     rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
     images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
     if turn:
-        quarters = tf.random.stateless_uniform([tasks, num_classes], keys[3], 0, 4, tf.int32, alg="philox")
+        quarters = tf.cast(_random_bits(keys[3], [tasks, num_classes], 2), tf.int32)
         quarters = tf.gather(quarters, tf.reshape(order, [tasks, -1]), batch_dims=1)
         pixels = tf.gather(tf.constant(_turned_pixels(turn)), tf.reshape(quarters, order.shape))
         images = tf.gather(images, pixels, batch_dims=3)

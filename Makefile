@@ -1,0 +1,36 @@
+# make run    builds .venv, meta-trains the 10-shot sinusoid, and tests it
+# make test   runs the tests
+# make check  formatter, linter and types
+PYTHON ?= python3
+ITERATIONS ?= 70000
+BIN := .venv/bin
+SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
+LOGDIR ?= logs/sinusoid
+
+.PHONY: run test check format clean
+
+run: .venv/installed
+	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
+	$(BIN)/python main.py --train=False --test_set=True --logdir=$(LOGDIR)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy main.py proc_images.py maml data benchmarks
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,188 @@
+"""Image files in folders and archives: finding, checking and decoding them."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from maml.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MODES = {1: "L", 3: "RGB"}  # Pillow's name for so many channels
+
+_MOST_PIXELS = 50_000_000  # a few bytes can claim billions of pixels
+_SMALL_IMAGE = 200 * 200
+
+
+class ImageFile(NamedTuple):
+    """One image that can be opened, in a folder or in an archive.
+
+    name: for messages.
+    open: gives its bytes.
+    """
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few names and how many more there are, on one line."""
+    names = [name if name.isprintable() else repr(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def check_member(archive: str, name: str) -> None:
+    """Raises UserError if an archive's member would lie outside the folder it is unpacked to."""
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        raise UserError(f"{archive}: its member {name!r} would leave its folder; the archive is refused")
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems leave everywhere."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def visible(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+    """The folders and the files in a folder, each sorted by name, without the hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); mend its permissions") from error
+    folders = [entry for entry in found if entry.is_dir()]
+    return folders, [entry for entry in found if not entry.is_dir()]
+
+
+def folder_files(folder: str, depth: int, above: str = "") -> Iterator[tuple[str, str]]:
+    """(name relative to the first folder, path) of everything `depth` folders deep.
+
+    Folders that lie deeper count as files: they have no business there.
+    """
+    folders, files = visible(folder)
+    for entry in files if depth else files + folders:
+        yield above + entry.name, entry.path
+    for entry in folders if depth else []:
+        yield from folder_files(entry.path, depth - 1, f"{above}{entry.name}/")
+
+
+def opener(path: str) -> Callable[[], BinaryIO]:
+    """What opens a file."""
+    return lambda: open(path, "rb")
+
+
+def class_images(folder: str) -> dict[str, list[str]]:
+    """The sorted image paths of each class folder in `folder`, classes sorted.
+
+    Hidden files are passed over.
+
+    Raises:
+        UserError: a class is empty, or something is not an image.
+    """
+    classes: dict[str, list[str]] = {entry.name: [] for entry in visible(folder)[0]}
+    strange = []
+    for name, path in folder_files(folder, 1):
+        pieces = name.split("/")
+        if len(pieces) == 2 and name.lower().endswith(IMAGE_SUFFIXES):
+            classes[pieces[0]].append(path)
+        else:
+            strange.append(name)
+    if strange:
+        raise UserError(
+            f"{folder}: {len(strange)} not of the form <class>/<image>{{{','.join(IMAGE_SUFFIXES)}}}: "
+            f"{listed(strange)}; remove or convert them"
+        )
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise UserError(f"{folder}: no images in class {listed(empty)}; add some or remove the folder")
+    return classes
+
+
+def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """An image of the wanted size, uint8 [size, size, 3] or [size, size]; LANCZOS where it has another size."""
+    image = image.convert(MODES[channels])
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def decode(
+    files: list[ImageFile], convert: Callable[[Image.Image], np.ndarray], pixels: int, label: str, way_out: str
+) -> np.ndarray:
+    """Opens and converts images, with a progress bar on a terminal.
+
+    Args:
+        files: the images.
+        convert: makes `pixels` bytes of an opened image.
+        pixels: bytes a row.
+        label: what is read, for the bar and the message.
+        way_out: what to do about unreadable images.
+
+    Returns:
+        uint8 [files, pixels].
+
+    Raises:
+        UserError: some images are unreadable.
+    """
+    rows = np.empty((len(files), pixels), np.uint8)
+    failed: list[tuple[int, str]] = []
+
+    def read(index: int) -> None:
+        try:
+            with files[index].open() as file, opened(file) as image:
+                rows[index] = convert(image).reshape(-1)
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            failed.append((index, reason_of(error)))
+
+    for_each(read, len(files), label, _threads_help(files[0]))
+    if failed:
+        names = (f"{files[index].name} ({reason})" for index, reason in sorted(failed))
+        raise UserError(f"{label}: {len(failed)} of {len(files)} images are unreadable: {listed(names)}; {way_out}")
+    return rows
+
+
+def opened(file: BinaryIO) -> Image.Image:
+    """A PNG or JPEG whose pixels are not decoded yet.
+
+    Raises:
+        ValueError: it claims a size that no photograph has.
+        Exception: what Pillow raises on damaged bytes.
+    """
+    image = Image.open(file, formats=("PNG", "JPEG"))
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels")
+    return image
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def for_each(work: Callable[[int], None], number: int, label: str, parallel: bool) -> None:
+    """Calls work(0) to work(number - 1), in threads if `parallel`, with a progress bar on a terminal."""
+    with contextlib.ExitStack() as stack:
+        done: Iterator[None] = map(work, range(number))
+        if parallel:
+            pool = ThreadPoolExecutor(os.cpu_count())
+            stack.callback(pool.shutdown, cancel_futures=True)
+            done = pool.map(work, range(number))
+        for _ in tqdm(done, label, number, unit="image", disable=None, leave=False):
+            pass
+
+
+def _threads_help(file: ImageFile) -> bool:
+    """Whether images like this one are large.
+
+    Decoding releases the interpreter's lock. For small images that is not worth its price:
+    84 x 84 JPEGs take 0.16 ms in one thread and 0.20 ms in two; 500 x 375 ones 2.7 and 1.3 ms.
+    """
+    with contextlib.suppress(Exception), file.open() as data, opened(data) as image:
+        return image.width * image.height > _SMALL_IMAGE
+    return False

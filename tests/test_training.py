@@ -1,0 +1,130 @@
+"""The training loop: resuming exactly, pre-training first, what is printed, kept and summarised."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maml import checkpoints, training
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.maml import MAML
+
+SMALL = {"norm": "None", "meta_batch_size": 4, "summary_interval": 10, "save_interval": 25, "val_interval": 30}
+SMALL |= {"val_tasks": 20, "metatrain_iterations": 60}
+
+
+def train(folder, compiled: bool = False, **flags) -> training.Trained:
+    """Trains in `folder`; without XLA by default, whose compilation takes longer than these trainings."""
+    config = Config.from_flags(SMALL | flags)
+    folder.mkdir(exist_ok=True)
+    model = MAML(config)
+    model.compiled = compiled
+    return training.train(config, model, DataGenerator(config), folder)
+
+
+def scalars(folder) -> dict[str, dict[int, float]]:
+    """TensorBoard scalars by tag and step."""
+    found: dict[str, dict[int, float]] = {}
+    for path in folder.glob("events*"):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                if value.HasField("tensor") and value.tag != "flags":
+                    found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def identical(first, second) -> bool:
+    pairs = zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("flags", [{}, {"pretrain_iterations": 20, "metatrain_iterations": 40}])
+def test_a_training_in_three_parts_ends_like_one_in_one(tmp_path, flags, capsys, monkeypatch):
+    """Weights, both Adam states, validation and summaries are the same to the bit."""
+    monkeypatch.setattr(Config, "print_interval", 20)
+    whole = train(tmp_path / "whole", **flags)
+    lines = capsys.readouterr().out.splitlines()
+    pretrain = flags.get("pretrain_iterations", 0)
+    for stop in (25, 40, 60):
+        part = train(tmp_path / "parts", **flags | {"metatrain_iterations": stop - pretrain})
+    assert part.finished
+    assert identical(whole.state, part.state)
+    assert whole.progress.best == part.progress.best > -np.inf
+    assert scalars(tmp_path / "whole") == scalars(tmp_path / "parts")
+    parts = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Going on")]
+    assert parts == lines
+
+
+def test_pretraining_comes_first_and_has_its_own_adam(tmp_path):
+    trained = train(tmp_path, pretrain_iterations=20, metatrain_iterations=40)
+    assert (trained.state.pretrain.step, trained.state.metatrain.step) == (20, 40)
+    only = train(tmp_path / "only", baseline="oracle")
+    assert (only.state.pretrain.step, only.state.metatrain.step) == (60, 0)
+
+
+def test_a_run_is_the_same_however_it_is_watched(tmp_path):
+    """Validation, summaries, saving and logging do not touch the training."""
+    plain = train(tmp_path / "plain")
+    watched = train(tmp_path / "watched", val_interval=7, summary_interval=9, save_interval=11, val_tasks=40, log=False)
+    assert identical(plain.state, watched.state)
+    assert not identical(plain.state, train(tmp_path / "other", seed=1).state)
+
+
+def test_iterations_are_the_single_updates_one_after_another(tmp_path):
+    config = Config.from_flags(SMALL | {"metatrain_iterations": 3})
+    model, data = MAML(config), DataGenerator(config)
+    state = model.init_state()
+    for iteration in range(3):
+        state, _ = model.metatrain_update(state, data.episodes("train", iteration, config.meta_batch_size))
+    trained = train(tmp_path, compiled=True, metatrain_iterations=3)
+    for expected, found in zip(tf.nest.flatten(state), tf.nest.flatten(trained.state), strict=True):
+        np.testing.assert_allclose(expected, found, rtol=1e-5, atol=1e-7)
+
+
+def test_summaries_have_the_official_names_and_every_step(tmp_path):
+    train(tmp_path, num_updates=2, test_num_updates=3)
+    found = scalars(tmp_path)
+    names = {"Pre-update loss"} | {f"Post-update loss, step {step}" for step in (1, 2, 3)}
+    assert set(found) == {f"{prefix}/{name}" for prefix in ("metatrain", "metaval") for name in names}
+    assert set(found["metatrain/Pre-update loss"]) == set(range(0, 70, 10))
+    assert set(found["metaval/Pre-update loss"]) == {30, 60}
+
+
+def test_printed_lines_and_kept_checkpoints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Config, "print_interval", 20)
+    trained = train(tmp_path)
+    losses = scalars(tmp_path)
+    pre, post = losses["metatrain/Pre-update loss"], losses["metatrain/Post-update loss, step 1"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Iteration")]
+    assert [line.split(":")[0] for line in lines] == ["Iteration 20", "Iteration 40", "Iteration 60"]
+    means = [float(number) for number in lines[1].split(": ")[1].split(", ")]
+    np.testing.assert_allclose(means, [np.mean([pre[30], pre[40]]), np.mean([post[30], post[40]])], rtol=1e-6)
+    kept = [checkpoint.prefix.name for checkpoint in checkpoints.list_checkpoints(tmp_path)]
+    assert kept == ["model25", "model50", "model60"]
+    validation = losses["metaval/Post-update loss, step 1"]
+    [best] = checkpoints.list_checkpoints(tmp_path, "best")
+    assert best.iteration == min(validation, key=lambda iteration: validation[iteration])
+    assert trained.progress.best == -min(validation.values())
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+    advance = training._Training.advance
+
+    def interrupted(self):
+        advance(self)
+        if self.iteration > 33:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Training, "advance", interrupted)
+        stopped = train(tmp_path / "stopped")
+    assert not stopped.finished
+    assert 33 < stopped.progress.iteration < 60
+    assert checkpoints.list_checkpoints(tmp_path / "stopped")[-1].iteration == stopped.progress.iteration
+    assert identical(whole.state, train(tmp_path / "stopped").state)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
