@@ -85,7 +85,10 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
     if not trained.finished:
         print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")
         return 130
-    print(f"Trained: {done} iterations, {trained.seconds:.0f} s in this call.")
+    if trained.iterations:
+        print(f"Trained: {done} iterations, {trained.iterations} of them now, in {trained.seconds:.0f} s.")
+    else:
+        print(f"This run is already finished: {done} iterations.")
     print(f"Checkpoints: {folder}")
     if config.log:
         print(f"TensorBoard: tensorboard --logdir={folder.parent}")

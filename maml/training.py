@@ -29,12 +29,14 @@ class Trained(NamedTuple):
     """How a training ended.
 
     finished: False if it was interrupted.
-    seconds: wall-clock time of this call's iterations, summaries, validations and checkpoints included.
+    iterations: done by this call.
+    seconds: they took, summaries, validations and checkpoints included.
     """
 
     state: TrainState
     progress: Progress
     finished: bool
+    iterations: int
     seconds: float
 
 
@@ -127,11 +129,11 @@ class _Training:
                 if self.iteration >= config.total_iterations or interrupt.heard:
                     break
                 self.advance()
-        if not checkpoints.list_checkpoints(self.folder) or self.iteration % config.save_interval:
+        if self.iteration > self.start and self.iteration % config.save_interval:
             self.save()
         self.writer.close()
         finished = self.iteration >= config.total_iterations
-        return Trained(self.state, self.progress, finished, time.perf_counter() - begin)
+        return Trained(self.state, self.progress, finished, self.iteration - self.start, time.perf_counter() - begin)
 
     @property
     def progress(self) -> Progress:

@@ -23,6 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves `files`.
 
     ranges: whether it knows Range.
+    shifted: whether it answers Range with another piece.
     cut: bytes after which it hangs up, once for each number.
     status: answers with these instead, one each.
     requests: the paths and Range headers asked for.
@@ -39,16 +40,20 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
+        """What --mirror is given."""
         return f"http://127.0.0.1:{self.server_port}/python"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its server is told to."""
+
     server: Server
 
     def log_message(self, *_):
-        pass
+        """Stays quiet."""
 
     def do_GET(self):
+        """Sends a file, a piece of it, or an error."""
         server, asked = self.server, self.headers.get("Range")
         server.requests.append((self.path, asked))
         data = server.files.get(self.path.rsplit("/", 1)[-1])
@@ -207,11 +212,10 @@ def test_other_kinds_of_address_are_refused(tmp_path, mirror):
 
 def command(folder, server, *flags: str, before: str = "") -> subprocess.CompletedProcess:
     """Runs the program as users do, after the statements `before`."""
-    code = f"{before}\nimport runpy, sys; sys.argv[1:] = {[*flags]!r}; runpy.run_module('data.omniglot', run_name='__main__')"
-    arguments = ["--data_dir", str(folder), "--mirror", server.address]
-    code = code.replace("sys.argv[1:] = [", f"sys.argv[1:] = {arguments!r} + [")
+    arguments = ["omniglot", "--data_dir", str(folder), "--mirror", server.address, *flags]
+    program = f"import runpy, sys; sys.argv = {arguments!r}; runpy.run_module('data.omniglot', run_name='__main__')"
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"{before}\n{program}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
