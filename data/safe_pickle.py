@@ -91,6 +91,11 @@ def _encode(text: str, codec: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How protocols 0 to 2 write the empty bytes."""
+    return b""
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): _Kind,
@@ -98,6 +103,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("__builtin__", "xrange"): range,
+    ("__builtin__", "bytes"): _no_bytes,
 }
 for _module in ("numpy.core.", "numpy._core."):
     _KNOWN[_module + "multiarray", "_reconstruct"] = _reconstruct

@@ -5,9 +5,8 @@ Its derivative along a line is (f(θ + h·d) − f(θ − h·d)) / 2h.
 
 Inner gradients jump where a ReLU or a max switches, and so does the loss after an inner update:
 across such a kink the difference is no derivative, however small h is. Along the random directions
-the test asserts that none switches between θ − h·d and θ + h·d. Along single coordinates h is the
-same, a thousandth of the distance at which these networks' units switch, and the agreement itself
-shows that none did.
+the test asserts that none switches between θ − h·d and θ + h·d; along single coordinates, with the
+same h, the agreement itself shows it.
 """
 
 import numpy as np

@@ -350,7 +350,8 @@ def test_strange_files_of_ilsvrc_would_shift_the_count(tmp_path, capsys, name):
     write_ilsvrc_folders(tmp_path / "imagenet")
     write_lists(tmp_path / "imagenet")
     (tmp_path / "imagenet" / "n01532829" / name).write_bytes(b"x")
-    assert name in refused(capsys, "--source", tmp_path / "imagenet")
+    message = refused(capsys, "--source", tmp_path / "imagenet")
+    assert name.replace("_010", "_10") in message
 
 
 @pytest.mark.parametrize("name", ["../n01532829_5.JPEG", "/n01532829_5.JPEG", "x/../../n01532829_5.JPEG"])
@@ -488,8 +489,9 @@ class Hostile:
         b"(S'touch harmed'\nios\nsystem\n.",
         b"c__builtin__\neval\n(S'1'\ntR.",
         b"cbuiltins\ngetattr\n.",
-        b"\x80\x04\x8c\x05numpy\x8c\x08load\x93.",
-        b"\x80\x04\x8c\x0emaml.data_file\x8c\x0bos.system_x\x93.",
+        b"\x80\x04\x8c\x05numpy\x8c\x04load\x93.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        b"cbuiltins\nbytearray\n(I9\ntR.",
         pickle.dumps({"image_data": np.array([Hostile()], object), "class_dict": {}}),
         pickle.dumps({"image_data": np.zeros(3, [("a", "u1")]), "class_dict": {}}),
     ],
@@ -619,7 +621,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_a_killed_run_goes_on(tmp_path):
     """Whatever a killed process leaves, each visible image is whole."""
-    write_class_folders(tmp_path, {"photos": 3}, per_class=100, size=200)
+    write_class_folders(tmp_path, {"photos": 3}, per_class=50, size=200)
     arguments = ["--make_splits", "--source", "photos", "--output", "own", "--splits", "1,1,1"]
     process = subprocess.Popen([sys.executable, ROOT / "proc_images.py", *arguments], cwd=tmp_path)
     deadline = time.monotonic() + 30
@@ -628,12 +630,12 @@ def test_a_killed_run_goes_on(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = list(Path("own").glob("*/*/*.png"))
-    assert 0 < len(left) < 300
+    assert 0 < len(left) < 150
     for path in left:
         with Image.open(path) as image:
             image.load()
     assert run(*arguments) == 0
-    assert load_split("folder", "own", "val", image_size=84, channels=3).counts.tolist() == [100]
+    assert load_split("folder", "own", "val", image_size=84, channels=3).counts.tolist() == [50]
 
 
 def test_images_of_different_origin_are_not_mixed(tmp_path, capsys):
@@ -701,7 +703,7 @@ def test_divisions_are_disjoint_and_of_the_size_asked_for(number, seed, counts, 
     except UserError:
         assert sum(counts) > number or as_fractions
         return
-    drawn = sum(parts.values(), [])
+    drawn = [name for part in parts.values() for name in part]
     assert len(drawn) == len(set(drawn)) and set(drawn) <= set(names)
     if as_fractions:
         assert len(drawn) == number
