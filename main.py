@@ -23,7 +23,8 @@ from maml.errors import UserError
 def define_flags() -> None:
     """One absl flag for every field of `Config`."""
     for field in dataclasses.fields(Config):
-        default, help_text, choices = field.default, field.metadata["help"], field.metadata["choices"]
+        default: Any = field.default
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
             flags.DEFINE_enum(field.name, default, choices, help_text)
         elif isinstance(default, bool):

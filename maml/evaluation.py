@@ -33,9 +33,7 @@ class Evaluator:
 
         self._measure = measure
 
-    def batch(
-        self, weights: Weights, split: str, index: int, tasks: int, num_updates: int
-    ) -> dict[str, np.ndarray]:
+    def batch(self, weights: Weights, split: str, index: int, tasks: int, num_updates: int) -> dict[str, np.ndarray]:
         """Measures one batch of tasks: "loss" and "accuracy", [tasks, num_updates + 1]."""
         measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
         return {name: values.numpy() for name, values in measures.items()}

@@ -11,6 +11,7 @@ Source: the official `maml.py` (`construct_*`, `forward_*`) and `utils.py` (`con
 """
 
 import dataclasses
+import itertools
 import math
 
 import tensorflow as tf
@@ -120,7 +121,7 @@ def construct_fc_weights(network: Network, seed: int) -> Weights:
     """w1, b1, … of a fully connected network: truncated normal (stddev 0.01), biases zero."""
     sizes = [network.dim_input, *network.dim_hidden, network.dim_output]
     weights = {}
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
         weights[f"w{i}"] = _truncated_normal([fan_in, fan_out], _seed(seed, i))
         weights[f"b{i}"] = tf.zeros([fan_out])
     return weights | _norm_weights(sizes[1:-1], network.norm)

@@ -24,7 +24,7 @@ def adam_init(weights: Weights) -> AdamState:
 
 
 def adam_update(weights: Weights, gradients: Weights, state: AdamState, learning_rate) -> tuple[Weights, AdamState]:
-    """w ← w − α·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε), with ε outside the bias correction.
+    """One update: w ← w − α·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε), with ε outside the bias correction.
 
     Source: Kingma & Ba 2015, the form before their section 2.1, as TensorFlow 1's AdamOptimizer.
     """

@@ -27,8 +27,10 @@ CALL_FIELDS = (
     *("logdir", "train_update_batch_size", "train_update_lr"),
 )
 # Flags whose change, when a run is resumed, is no change of the training.
-HARMLESS_FIELDS = (*CALL_FIELDS, "metatrain_iterations", "data_dir", "save_interval", "summary_interval")
-HARMLESS_FIELDS += ("val_interval", "val_tasks")
+HARMLESS_FIELDS = (
+    *CALL_FIELDS,
+    *("metatrain_iterations", "data_dir", "save_interval", "summary_interval", "val_interval", "val_tasks"),
+)
 
 
 def run_folder(config: Config) -> Path:

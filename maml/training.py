@@ -86,8 +86,8 @@ def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Prog
         except UserError as error:
             errors.append(str(error))
             continue
-        for error in errors:
-            print(f"{error}: using {checkpoint.prefix.name} instead", file=sys.stderr)
+        for message in errors:
+            print(f"{message}: using {checkpoint.prefix.name} instead", file=sys.stderr)
         return restored
     if errors:
         raise UserError(errors[0])

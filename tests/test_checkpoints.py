@@ -17,9 +17,11 @@ def state_of(seed: int = 0, **flags) -> TrainState:
     model = MAML(Config.from_flags(flags | {"seed": seed}))
     rng = np.random.default_rng(seed)
     return tf.nest.map_structure(
-        lambda tensor: tf.cast(rng.integers(1, 99, tensor.shape), tensor.dtype) / 7
-        if tensor.dtype.is_floating
-        else tensor + int(rng.integers(1, 99)),
+        lambda tensor: (
+            tf.cast(rng.integers(1, 99, tensor.shape), tensor.dtype) / 7
+            if tensor.dtype.is_floating
+            else tensor + int(rng.integers(1, 99))
+        ),
         model.init_state(),
     )
 

@@ -56,8 +56,10 @@ def test_miniimagenet_takes_the_papers_values_where_nothing_was_given():
             {"datasource": "omniglot", "stop_grad": True, "norm": "layer_norm", "update_lr": 0.4},
             "cls_5.mbs_25.ubs_5.numstep1.updatelr0.4stopgradlayernorm",
         ),
-        ({"update_batch_size": 3, "train_update_batch_size": 1, "update_lr": 0.1, "train_update_lr": 0.4},
-         "cls_5.mbs_25.ubs_1.numstep1.updatelr0.4batchnorm"),
+        (
+            {"update_batch_size": 3, "train_update_batch_size": 1, "update_lr": 0.1, "train_update_lr": 0.4},
+            "cls_5.mbs_25.ubs_1.numstep1.updatelr0.4batchnorm",
+        ),
     ],
 )
 def test_exp_string_is_the_official_one(given, name):

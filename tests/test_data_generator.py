@@ -38,7 +38,9 @@ def marked(monkeypatch):
 
 
 def omniglot(**flags) -> DataGenerator:
-    return DataGenerator(Config.from_flags({"datasource": "omniglot", "update_batch_size": 2, "num_classes": 4} | flags))
+    return DataGenerator(
+        Config.from_flags({"datasource": "omniglot", "update_batch_size": 2, "num_classes": 4} | flags)
+    )
 
 
 def numpy(episodes: Episodes) -> Episodes:

@@ -46,7 +46,9 @@ def test_convolutional(flags, conv1, head):
     assert network.forward(inputs, network.construct_weights(0)).shape == (2, 3, 5)
 
 
-@pytest.mark.parametrize(("norm", "names"), [("batch_norm", {"beta"}), ("layer_norm", {"beta", "gamma"}), ("None", set())])
+@pytest.mark.parametrize(
+    ("norm", "names"), [("batch_norm", {"beta"}), ("layer_norm", {"beta", "gamma"}), ("None", set())]
+)
 def test_normalisations_and_what_is_adapted(norm, names):
     weights = weights_of(datasource="omniglot", norm=norm)
     normalisation = {name for name in weights if not is_adapted(name)}
