@@ -101,7 +101,7 @@ def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1
 
 
 def sinusoid_episodes(key: tf.Tensor, tasks: int, shots: int, queries: int, oracle: bool) -> Episodes:
-    """y = A·sin(x − phase) with A ~ U[0.1, 5], phase ~ U[0, π], x ~ U[−5, 5].
+    """Points of y = A·sin(x − phase) with A ~ U[0.1, 5], phase ~ U[0, π], x ~ U[−5, 5].
 
     With `oracle` the input of a point is (x, A, phase).
     """

@@ -1,9 +1,9 @@
 """Small image data sets for tests, written in a second or two."""
 
+import functools
 import io
 import os
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -54,16 +54,19 @@ def noisy(pattern: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarra
     return np.clip(pixels, 0, 255).astype(np.uint8).squeeze()
 
 
-def omniglot_files(half: str, drawings: int = DRAWINGS, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+@functools.cache
+def omniglot_files(half: str) -> tuple[tuple[str, bytes], ...]:
     """Names (`alphabet/character/drawing.png`) and 105 x 105 1-bit PNGs of one half of a made-up Omniglot."""
     alphabets, characters = OMNIGLOT_HALVES[half]
-    rng = np.random.default_rng([seed, alphabets])
+    rng = np.random.default_rng(alphabets)
+    files = []
     for index in range(characters):
         name = f"{half[7:11].title()}_{index % alphabets:02d}/character{index // alphabets + 1:02d}"
         pattern = rng.random((7, 7)) < 0.7
         variants = [_one_bit(pattern ^ (rng.random((7, 7)) < 0.05)) for _ in range(_VARIANTS)]
-        for drawing in range(drawings):
-            yield f"{name}/{index:04d}_{drawing + 1:02d}.png", variants[drawing % _VARIANTS]
+        for drawing in range(DRAWINGS):
+            files.append((f"{name}/{index:04d}_{drawing + 1:02d}.png", variants[drawing % _VARIANTS]))
+    return tuple(files)
 
 
 def _one_bit(pattern: np.ndarray) -> bytes:

@@ -263,7 +263,7 @@ def test_another_split_of_that_name_is_refused(tmp_path, capsys):
     assert not Path("data").exists()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_list_of_any_bytes_ends_otherwise_than_in_one_line(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.csv"
@@ -271,7 +271,7 @@ def test_no_list_of_any_bytes_ends_otherwise_than_in_one_line(tmp_path_factory, 
     _one_line_or_rows(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=12)), max_size=4))
 def test_names_in_lists_stay_plain(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.csv"
