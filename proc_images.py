@@ -15,6 +15,7 @@ import io
 import os
 import random
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -74,16 +75,19 @@ def prepare_miniimagenet(args: argparse.Namespace) -> None:
     output = args.output or DEFAULT_DIRS["miniimagenet"]
     found = miniimagenet.find(args.source, [args.csv_dir] if args.csv_dir else [_folder_of(args.source), output])
     print(f"{args.source}: {found.form}, {len(found.pictures)} images")
-    if found.form != "class folders" or not _same(args.source, output):
-        quality = args.jpeg_quality or OFFICIAL_QUALITY
+    quality = args.jpeg_quality or OFFICIAL_QUALITY
+    if found.form == "class folders" and _same(args.source, output):
+        process(found.pictures, miniimagenet.SIZE, 3, quality, lambda target, data: None)
+    else:
         write_all(found, output, miniimagenet.SIZE, 3, quality)
     print(f"{output}: ready; train with --datasource=miniimagenet --data_dir={output}")
 
 
 def prepare_own(args: argparse.Namespace) -> None:
     """Divides the classes of a folder among train, val and test."""
-    if not args.output or _same(args.source, args.output):
-        raise UserError("--make_splits needs --output, another folder than --source")
+    places = [os.path.realpath(place) for place in (args.source, args.output)]
+    if not args.output or os.path.commonpath(places) == places[0]:
+        raise UserError("--make_splits needs --output, a folder outside --source")
     if not os.path.isdir(args.source):
         raise UserError(f"{args.source}: no such folder; name the folder of your class folders with --source")
     if args.image_size < 1:
@@ -138,30 +142,41 @@ def write_all(found: Found, output: str, size: int, channels: int, quality: int)
     """Writes all pictures that are not there yet.
 
     Raises:
-        UserError: the output holds other images, images are unreadable, or it cannot be written.
+        UserError: the output holds other images or cannot be written, or images are unreadable.
     """
     _claim(output, found, f"{size} {channels} {quality}")
     for folder in {os.path.dirname(picture.target) for picture in found.pictures}:
         os.makedirs(os.path.join(output, folder), exist_ok=True)
-    left = [p for p in found.pictures if not _complete(os.path.join(output, p.target))]
+    left = [picture for picture in found.pictures if not _complete(os.path.join(output, picture.target))]
+    process(left, size, channels, quality, lambda target, data: _write(os.path.join(output, target), data))
+
+
+def process(
+    pictures: list[Picture], size: int, channels: int, quality: int, keep: Callable[[str, bytes], None]
+) -> None:
+    """Reads and resizes pictures, and gives each (target, bytes) to `keep`.
+
+    Raises:
+        UserError: images are unreadable; all of them are named first.
+    """
     unreadable: list[str] = []
 
     def work(index: int) -> None:
-        target, source = left[index]
+        target, source = pictures[index]
         try:
             data = encoded(source, target, size, channels, quality)
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             name = source.name if isinstance(source, ImageFile) else target
             unreadable.append(f"{name} ({reason_of(error)})")
         else:
-            _write(os.path.join(output, target), data)
+            keep(target, data)
 
-    for_each(work, len(left), "images", parallel=True)
+    for_each(work, len(pictures), "images", parallel=True)
     if unreadable:
         for line in sorted(unreadable):
             print(line, file=sys.stderr)
         raise UserError(
-            f"{len(unreadable)} of {len(found.pictures)} images are unreadable (named above); "
+            f"{len(unreadable)} of {len(pictures)} images are unreadable (named above); "
             "replace them and run the same command again"
         )
 

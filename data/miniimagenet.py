@@ -84,6 +84,8 @@ def find(source: str, csv_dirs: list[str]) -> Found:
         UserError: nothing is recognised, or it is not the whole of miniImageNet and nothing else.
     """
     if os.path.isfile(source):
+        if not source.endswith(".tar"):
+            raise UserError(f"{source} is a file; name the folder it lies in: {FORMS}")
         return Found("ILSVRC2012's tar", _from_ilsvrc(source, _tar_classes(source), read_lists(csv_dirs)))
     if not os.path.isdir(source):
         raise UserError(f"{source}: no such folder; name with --source what you have: {FORMS}")
@@ -391,8 +393,9 @@ def _pickled_classes(path: str) -> Iterator[tuple[str, list[np.ndarray]]]:
         ) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
         raise UserError(f"{path}: image_data is {images.dtype} {images.shape}, and uint8 (n, 84, 84, 3) is needed")
-    if any(not 0 <= row < len(images) for rows in classes.values() for row in rows):
-        raise UserError(f"{path}: class_dict names rows beyond the {len(images)} of image_data; get it again")
+    named = [row for rows in classes.values() for row in rows]
+    if len(set(named)) < len(named) or any(not 0 <= row < len(images) for row in named):
+        raise UserError(f"{path}: class_dict names rows twice or beyond the {len(images)} of image_data; get it again")
     for name, rows in classes.items():
         yield name, [images[row] for row in rows]
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from maml import losses
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.networks import Network, Weights, is_adapted
+from maml.networks import Network, Weights, is_adapted, per_task
 from maml.optimizer import AdamState, adam_init, adam_update
 
 GRADIENT_LIMIT = 10.0
@@ -158,11 +158,3 @@ class MAML:
             after = [losses.accuracy(outputs, episodes.labelb) for outputs in outcome.outputbs]
             measures["accuracy"] = tf.stack([before, *after], 1)
         return measures
-
-
-def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted weight a leading task axis, the start of fast weights."""
-    return {
-        name: tf.broadcast_to(weight, [tasks, *weight.shape]) if is_adapted(name) else weight
-        for name, weight in weights.items()
-    }

@@ -3,8 +3,8 @@
 A `Weights` dict holds the adapted weights under the official names (`w1`, `b1`, … or `conv1`,
 `b1`, …, `w5`, `b5`) and the normalisations' `model/<i>/beta` and `model/<i>/gamma`, which are
 meta-learned but not adapted. Every forward pass carries a task axis: inputs are
-[tasks, examples, dim_input], and a weight is either shared by the tasks or has a leading axis
-of its own for them, as fast weights do.
+[tasks, examples, dim_input], and an adapted weight either is shared by the tasks or has a
+leading task axis, as fast weights do.
 
 Source: the official `maml.py` (`construct_*`, `forward_*`) and `utils.py` (`conv_block`,
 `normalize`).
@@ -24,6 +24,7 @@ Weights = dict[str, tf.Tensor]
 BATCH_NORM_EPSILON = 0.001
 LAYER_NORM_EPSILON = 1e-12
 CONV_BLOCKS = 4
+LARGEST_MAP = 20_000_000  # numbers in the first map of the tasks that run together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,23 @@ class Network:
     def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
         """Outputs [tasks, examples, dim_output] of inputs [tasks, examples, dim_input]."""
         forward = forward_conv if self.kind == "conv" else forward_fc
-        return forward(inp, weights, self)
+        return forward(inp, per_task(weights, inp.shape[0]), self)
 
 
 def is_adapted(name: str) -> bool:
     """Whether the inner loop adapts this weight: all but the normalisations' beta and gamma."""
     return not name.startswith("model/")
+
+
+def per_task(weights: Weights, tasks: int) -> Weights:
+    """Gives every adapted weight that the tasks share a leading task axis, the start of fast weights."""
+    shared = {"w": 2, "b": 1, "c": 4}  # rank without a task axis: matrices, biases, kernels
+    return {
+        name: tf.broadcast_to(weight, [tasks, *weight.shape])
+        if is_adapted(name) and len(weight.shape) == shared[name[0]]
+        else weight
+        for name, weight in weights.items()
+    }
 
 
 def _seed(seed: int, position: int) -> tf.Tensor:
@@ -151,60 +163,84 @@ def forward_fc(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
     """Hidden layers (affine, normalise, ReLU), then an affine output layer."""
     layers = len(network.dim_hidden) + 1
     for i in range(1, layers):
-        hidden = inp @ weights[f"w{i}"] + _across(weights[f"b{i}"], 3)
+        hidden = inp @ weights[f"w{i}"] + weights[f"b{i}"][:, None]
         inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm))
-    return inp @ weights[f"w{layers}"] + _across(weights[f"b{layers}"], 3)
+    return inp @ weights[f"w{layers}"] + weights[f"b{layers}"][:, None]
 
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
     """Four blocks, then the head on the flattened map or on its mean over space."""
     tasks, examples = inp.shape[0], inp.shape[1]
+    together = max(1, LARGEST_MAP // (examples * network.image_size**2 * network.dim_hidden[0]))
+    if tasks > together and network.max_pool:
+        # Maps of many tasks fall out of the cache and fill the memory: take a few tasks at a time.
+        parts = []
+        for start in range(0, tasks, together):
+            some = slice(start, start + together)
+            own = {name: weight[some] if is_adapted(name) else weight for name, weight in weights.items()}
+            parts.append(forward_conv(inp[some], own, network))
+        return tf.concat(parts, 0)
     size = network.image_size
-    hidden = tf.reshape(inp, [tasks, examples, size, size, network.channels])
-    for i in range(CONV_BLOCKS):
-        hidden = conv_block(hidden, weights, i, network)
+    hidden = ops.to_groups(tf.reshape(inp, [tasks, examples, size, size, network.channels]))
+    for block in range(CONV_BLOCKS):
+        hidden = conv_block(hidden, weights, block, network)
+    hidden = ops.from_groups(hidden, tasks)
     if network.flat_head:
         hidden = tf.reshape(hidden, [tasks, examples, math.prod(hidden.shape[2:])])
     else:
         hidden = tf.reduce_mean(hidden, [2, 3])
-    return hidden @ weights["w5"] + _across(weights["b5"], 3)
+    return hidden @ weights["w5"] + weights["b5"][:, None]
 
 
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -> tf.Tensor:
     """Convolution + bias → normalise → ReLU → pool; without pooling the stride is 2.
 
+    With batch-norm the bias is left out, because the mean takes it away again (its gradient is
+    zero), and the shift and the ReLU come after the pooling, where there is a quarter of the
+    work: neither changes which entry of a window is the largest.
+
     Args:
-        inp: [tasks, examples, height, width, channels].
-        block: 0 to 3; the weights are conv<block+1>, b<block+1>.
+        inp: [examples, height, width, tasks · channels].
+        block: 0 to 3; the weights are conv<block + 1>, b<block + 1>.
     """
-    stride = 1 if network.max_pool else 2
-    hidden = ops.conv2d(inp, weights[f"conv{block + 1}"], stride) + _across(weights[f"b{block + 1}"], 5)
-    hidden = tf.nn.relu(normalize(hidden, weights, block, network.norm))
+    kernel, bias = weights[f"conv{block + 1}"], weights[f"b{block + 1}"]
+    hidden = ops.conv2d(inp, kernel, stride=1 if network.max_pool else 2)
+    if network.norm == "batch_norm":
+        standardize = ops.standardize_and_pool if network.max_pool else ops.standardize
+        shift = tf.tile(weights[f"model/{block}/beta"], [kernel.shape[0]])
+        return tf.nn.relu(standardize(hidden, BATCH_NORM_EPSILON) + shift)
+    hidden += tf.reshape(bias, [-1])
+    if network.norm == "layer_norm":
+        split = tf.reshape(hidden, [*hidden.shape[:3], kernel.shape[0], -1])
+        hidden = tf.reshape(layer_norm(split, [1, 2, 4], weights, block), hidden.shape)
+    hidden = tf.nn.relu(hidden)
     return ops.max_pool(hidden) if network.max_pool else hidden
 
 
 def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str) -> tf.Tensor:
-    """Batch or layer normalisation of [tasks, examples, …, channels], or nothing.
+    """Normalises [tasks, examples, units], or does nothing.
 
     Batch-norm uses the statistics of the batch at hand, in training and in testing
     (transductive), and has a shift but no scale. Layer-norm has both.
+    """
+    if norm == "batch_norm":
+        return _standardize(inp, [1], BATCH_NORM_EPSILON) + weights[f"model/{layer}/beta"]
+    return layer_norm(inp, [2], weights, layer) if norm == "layer_norm" else inp
+
+
+def layer_norm(inp: tf.Tensor, axes: list[int], weights: Weights, layer: int) -> tf.Tensor:
+    """Standardizes every example over `axes`, then scales and shifts its channels, the last axis."""
+    return (
+        _standardize(inp, axes, LAYER_NORM_EPSILON) * weights[f"model/{layer}/gamma"] + weights[f"model/{layer}/beta"]
+    )
+
+
+def _standardize(inp: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
+    """(x − mean) / √(variance + ε) over `axes`.
 
     tf.nn.moments would stop the gradient through the mean inside the variance, which leaves
     first derivatives right and second derivatives wrong; the means here are plain.
     """
-    if norm == "None":
-        return inp
-    beta = weights[f"model/{layer}/beta"]
-    if norm == "batch_norm":
-        axes, epsilon = list(range(1, len(inp.shape) - 1)), BATCH_NORM_EPSILON
-    else:
-        axes, epsilon = list(range(2, len(inp.shape))), LAYER_NORM_EPSILON
     centred = inp - tf.reduce_mean(inp, axes, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
-    normed = centred * tf.math.rsqrt(variance + epsilon)
-    return normed + beta if norm == "batch_norm" else normed * weights[f"model/{layer}/gamma"] + beta
-
-
-def _across(vector: tf.Tensor, rank: int) -> tf.Tensor:
-    """A [c] or [tasks, c] vector shaped to broadcast over a [tasks, …, c] tensor of that rank."""
-    return tf.reshape(vector, [-1, *[1] * (rank - 2), vector.shape[-1]])
+    return centred * tf.math.rsqrt(variance + epsilon)

@@ -53,19 +53,28 @@ class Setting:
 
 @dataclasses.dataclass
 class Kinks:
-    """What the ReLUs and maxes of a computation did, in order.
+    """On which side of its kink every ReLU and every max of a computation is, as far as it matters.
 
-    margins: distance of every ReLU's input from 0, and of every pool's largest input from its second.
-    choices: whether each ReLU is open; which input each pool takes.
-    names: where each array belongs.
+    names: a layer's place in the computation.
+    margins: how far its units are from their kinks (from zero, or from the second largest).
+    choices: what they chose (open, or which of the window).
     """
 
+    names: list[str] = dataclasses.field(default_factory=list)
     margins: list[np.ndarray] = dataclasses.field(default_factory=list)
     choices: list[np.ndarray] = dataclasses.field(default_factory=list)
-    names: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, name: str, margin, choice) -> None:
-        """Appends one layer's."""
+    def record(self, name: str, hidden: tf.Tensor, pooled: bool) -> None:
+        """Appends a layer: the input of its ReLU, and whether 2×2 pooling follows."""
+        if pooled:
+            # Only a window's largest goes on, and where it is a closed ReLU's zero nothing hangs on the choice.
+            first_two = tf.math.top_k(windows(hidden), 2)
+            hidden = first_two.values[..., 0]
+            gap = tf.where(hidden > 0, hidden - first_two.values[..., 1], np.inf)
+            self._append(f"{name} max", gap, tf.where(hidden > 0, first_two.indices[..., 0], -1))
+        self._append(f"{name} ReLU", tf.abs(hidden), hidden > 0)
+
+    def _append(self, name: str, margin, choice) -> None:
         self.names.append(name)
         self.margins.append(np.asarray(margin))
         self.choices.append(np.asarray(choice))
@@ -74,28 +83,31 @@ class Kinks:
         """Whether both computations lie on the same smooth piece."""
         return all(np.array_equal(mine, theirs) for mine, theirs in zip(self.choices, other.choices, strict=True))
 
+    def near(self, distance: float) -> list[str]:
+        """The units nearer to their kinks than `distance`, nearest first."""
+        found = []
+        for name, margin in zip(self.names, self.margins, strict=True):
+            found += [(margin[tuple(unit)], f"{name} {unit.tolist()}") for unit in np.argwhere(margin < distance)]
+        return [f"{name}: {margin:.1e}" for margin, name in sorted(found)]
 
-def relu(hidden: tf.Tensor, kinks: Kinks | None, name: str) -> tf.Tensor:
-    if kinks is not None:
-        kinks.add(f"{name} relu", tf.abs(hidden), hidden > 0)
+
+def windows(hidden: tf.Tensor) -> tf.Tensor:
+    """The 2×2 windows, [images, height // 2, width // 2, channels, 4]; a last odd row or column is dropped."""
+    images, height, width, channels = hidden.shape
+    hidden = tf.reshape(
+        hidden[:, : height // 2 * 2, : width // 2 * 2], [images, height // 2, 2, width // 2, 2, channels]
+    )
+    return tf.reshape(tf.transpose(hidden, [0, 1, 3, 5, 2, 4]), [images, height // 2, width // 2, channels, 4])
+
+
+def relu(hidden: tf.Tensor) -> tf.Tensor:
     return tf.where(hidden > 0, hidden, tf.zeros_like(hidden))
 
 
-def pool(hidden: tf.Tensor, kinks: Kinks | None, name: str) -> tf.Tensor:
-    """The largest of each 2×2 square; a last odd row or column is dropped."""
-    images, height, width, channels = hidden.shape
-    squares = hidden[:, : height // 2 * 2, : width // 2 * 2]
-    squares = tf.reshape(squares, [images, height // 2, 2, width // 2, 2, channels])
-    squares = tf.reshape(tf.transpose(squares, [0, 1, 3, 5, 2, 4]), [images, height // 2, width // 2, channels, 4])
-    choice = tf.argmax(squares, -1)
-    largest = tf.gather(squares, choice, batch_dims=4)
-    if kinks is not None:
-        first_two = tf.math.top_k(squares, 2).values
-        # Where all four are closed ReLUs' zeros, nothing hangs on the choice.
-        matters = largest > 0
-        margin = tf.where(matters, first_two[..., 0] - first_two[..., 1], np.inf)
-        kinks.add(f"{name} pool", margin, tf.where(matters, choice, -1))
-    return largest
+def pool(hidden: tf.Tensor) -> tf.Tensor:
+    """The largest of each window; of equals the first."""
+    members = windows(hidden)
+    return tf.gather(members, tf.argmax(members, -1), batch_dims=4)
 
 
 def norm(hidden: tf.Tensor, weights: Tensors, layer: int, kind: str) -> tf.Tensor:
@@ -111,18 +123,17 @@ def norm(hidden: tf.Tensor, weights: Tensors, layer: int, kind: str) -> tf.Tenso
 
 def forward(setting: Setting, inp: tf.Tensor, weights: Tensors, kinks: Kinks | None = None, where="") -> tf.Tensor:
     """Outputs [examples, dim_output] of one task's [examples, dim_input]."""
-    layers = setting.layers
+    layers, pooled = setting.layers, bool(setting.shape) and setting.max_pool
     hidden = tf.reshape(inp, [-1, *setting.shape]) if setting.shape else inp
     for i in range(layers):
-        name, bias = f"{where} layer {i + 1}", weights[f"b{i + 1}"]
         if setting.shape:
-            stride = 1 if setting.max_pool else 2
-            hidden = tf.nn.conv2d(hidden, weights[f"conv{i + 1}"], stride, "SAME") + bias
+            hidden = tf.nn.conv2d(hidden, weights[f"conv{i + 1}"], 1 if pooled else 2, "SAME")
         else:
-            hidden = tf.linalg.matmul(hidden, weights[f"w{i + 1}"]) + bias
-        hidden = relu(norm(hidden, weights, i, setting.norm), kinks, name)
-        if setting.shape and setting.max_pool:
-            hidden = pool(hidden, kinks, name)
+            hidden = tf.linalg.matmul(hidden, weights[f"w{i + 1}"])
+        hidden = norm(hidden + weights[f"b{i + 1}"], weights, i, setting.norm)
+        if kinks is not None:
+            kinks.record(f"{where}layer {i + 1}", hidden, pooled)
+        hidden = pool(relu(hidden)) if pooled else relu(hidden)
     if setting.shape and setting.flat_head:
         hidden = tf.reshape(hidden, [hidden.shape[0], -1])
     elif setting.shape:
@@ -149,22 +160,23 @@ class Adapted:
     lossesb: list[tf.Tensor]
 
 
-def adapt(setting: Setting, weights: Tensors, task: Sequence, steps: int, kinks: Kinks | None = None) -> Adapted:
+def adapt(
+    setting: Setting, weights: Tensors, task: Sequence, steps: int, kinks: Kinks | None = None, where=""
+) -> Adapted:
     """Gradient descent on one task's support set; the query set after every step."""
     inputa, labela, inputb, labelb = task
     fast, first, outputbs, lossesb = dict(weights), None, [], []
-    for step in range(steps):
+    for step in range(1, steps + 1):
         inner = [name for name in fast if "/" not in name]
         with tf.GradientTape() as tape:
             tape.watch([fast[name] for name in inner])
-            outputs = forward(setting, inputa, fast, kinks, f"support, step {step + 1},")
+            outputs = forward(setting, inputa, fast, kinks, f"{where}support set, step {step}, ")
             support = loss(setting, outputs, labela)
         first = first or (outputs, support)
         slopes = tape.gradient(support, [fast[name] for name in inner])
         for name, slope in zip(inner, slopes, strict=True):
             fast[name] = fast[name] - setting.update_lr * (tf.stop_gradient(slope) if setting.stop_grad else slope)
-        last = step == steps - 1
-        outputbs.append(forward(setting, inputb, fast, kinks if last else None, "query,"))
+        outputbs.append(forward(setting, inputb, fast, kinks if step == steps else None, f"{where}query set, "))
         lossesb.append(loss(setting, outputbs[-1], labelb))
     assert first is not None
     return Adapted(fast, *first, outputbs, lossesb)
@@ -184,10 +196,13 @@ def meta_gradient(setting: Setting, weights: Tensors, tasks: Sequence, steps: in
 
 
 def find_kinks(setting: Setting, weights: Tensors, tasks: Sequence, steps: int) -> Kinks:
-    """What every ReLU and max does on the way to the tasks' last query losses."""
+    """What every ReLU and max does on the way to the tasks' last query losses; with 0 steps, to the support losses."""
     kinks = Kinks()
-    for task in tasks:
-        adapt(setting, weights, task, steps, kinks)
+    for index, task in enumerate(tasks):
+        if steps:
+            adapt(setting, weights, task, steps, kinks, f"task {index}, ")
+        else:
+            forward(setting, task[0], weights, kinks, f"task {index}, support set, ")
     return kinks
 
 

@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            start = 0 if server.shifted else start
+            start += server.shifted
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
@@ -149,6 +149,7 @@ def test_a_whole_part_is_only_checked(tmp_path, server):
     (tmp_path / (BACKGROUND + ".part")).write_bytes(CONTENT[BACKGROUND])
     fetch(tmp_path, server)
     assert contents(tmp_path) == CONTENT
+    assert [path for path, _ in server.requests] == [f"/python/{name}" for name in CONTENT]
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(tmp_path, server):
@@ -225,11 +226,11 @@ def command(folder, server, *flags: str, before: str = "") -> subprocess.Complet
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, server):
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"  # within the last piece
     done = command(tmp_path, server, before=limit)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "could not be written" in done.stderr and "make room" in done.stderr
-    assert contents(tmp_path) == {BACKGROUND + ".part": CONTENT[BACKGROUND][:100_000]}
+    assert contents(tmp_path) == {BACKGROUND + ".part": CONTENT[BACKGROUND][:500_000]}
     fetch(tmp_path, server)
     assert contents(tmp_path) == CONTENT
 

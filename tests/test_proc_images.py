@@ -1,7 +1,6 @@
 """Preparing miniImageNet from every form it comes in, and refusing what is not miniImageNet."""
 
 import collections
-import csv
 import io
 import os
 import pickle
@@ -275,8 +274,8 @@ def test_no_list_of_any_bytes_ends_otherwise_than_in_one_line(tmp_path_factory, 
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=12)), max_size=4))
 def test_names_in_lists_stay_plain(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.csv"
-    with open(path, "w", newline="", encoding="utf-8", errors="replace") as file:
-        csv.writer(file).writerows([("filename", "label"), *rows])
+    lines = ["filename,label", *(f'"{name}","{label}"' for name, label in rows)]
+    path.write_bytes("\n".join(lines).encode("utf-8", "replace"))
     _one_line_or_rows(path)
 
 
@@ -458,8 +457,9 @@ def test_one_pickle_is_missing(tmp_path, capsys):
     [
         ({"image_data": np.zeros((8, 84, 84), np.uint8)}, "image_data is uint8 (8, 84, 84)"),
         ({"image_data": np.zeros((8, 84, 84, 3), np.float32)}, "image_data is float32"),
-        ({"class_dict": {"n01532829": [0, 1, 2, 8], "n01558993": [4, 5, 6, 7]}}, "rows beyond the 8"),
-        ({"class_dict": {"n01532829": [0, 1, 2, -1], "n01558993": [4, 5, 6, 7]}}, "rows beyond the 8"),
+        ({"class_dict": {"n01532829": [0, 1, 2, 8], "n01558993": [4, 5, 6, 7]}}, "rows twice or beyond the 8"),
+        ({"class_dict": {"n01532829": [0, 1, 2, -1], "n01558993": [4, 5, 6, 7]}}, "rows twice or beyond the 8"),
+        ({"class_dict": {"n01532829": [0, 1, 2, 4], "n01558993": [4, 5, 6, 7]}}, "rows twice or beyond the 8"),
         ({"class_dict": {"n01532829": [0, 1, 2], "n01558993": [4, 5, 6, 7]}}, "n01532829 (3)"),
         ({"class_dict": {"n01532829": ["a"], "n01558993": [4, 5, 6, 7]}}, "does not hold image_data and class_dict"),
         ({"class_dict": {"n01532829": [0, 1, 2, 3], "cat": [4, 5, 6, 7]}}, "not Ravi & Larochelle's (cat)"),
@@ -587,12 +587,22 @@ def test_ready_folders_lacking_something(tmp_path, capsys):
     assert "test lacks 1 of 2 classes: n01930112" in refused(capsys)
 
 
+def test_unreadable_images_of_ready_folders_are_named(tmp_path, capsys):
+    ready(tmp_path / "data" / "miniImagenet")
+    file = next((tmp_path / "data" / "miniImagenet" / "test" / "n01930112").iterdir())
+    file.write_bytes(file.read_bytes()[:500])
+    assert run() == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert file.name in lines[0] and "1 of 20 images are unreadable" in lines[1]
+
+
 def test_nothing_recognised(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.zip").write_bytes(b"")
     message = refused(capsys, "--source", tmp_path / "photos")
     assert "holds a.zip" in message and "mini-imagenet-cache" in message and "images/" in message
     assert "no such folder" in refused(capsys, "--source", tmp_path / "none")
+    assert "is a file" in refused(capsys, "--source", tmp_path / "photos" / "a.zip")
 
 
 # Going on, not mixing
@@ -725,6 +735,7 @@ def test_own_data_that_cannot_be_divided(tmp_path, capsys):
     write_class_folders(tmp_path, {"photos": 3}, per_class=1)
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos")
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos")
+    assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos/own")
     assert "no such folder" in refused(capsys, "--make_splits", "--source", "none", "--output", "own")
     (tmp_path / "photos" / "photos_00" / "movie.mp4").write_bytes(b"")
     assert "movie.mp4" in refused(capsys, "--make_splits", "--source", "photos", "--output", "own")
