@@ -87,7 +87,8 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
         print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")
         return 130
     if trained.iterations:
-        print(f"Trained: {done} iterations, {trained.iterations} of them now, in {trained.seconds:.0f} s.")
+        now = "" if trained.iterations == done else f", {trained.iterations} of them now,"
+        print(f"Trained: {done} iterations{now} in {trained.seconds:.0f} s.")
     else:
         print(f"This run is already finished: {done} iterations.")
     print(f"Checkpoints: {folder}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from maml.errors import UserError
 
-DATASOURCES = ("sinusoid", "omniglot", "miniimagenet")
+DATASOURCES = ("sinusoid", "omniglot", "miniimagenet", "folder")
 NORMS = ("batch_norm", "layer_norm", "None")
 BASELINES = ("None", "oracle")
 UNSET = -1
@@ -43,7 +43,9 @@ class Config:
     """
 
     # Dataset and method.
-    datasource: str = _flag("sinusoid", "sinusoid, omniglot or miniimagenet", choices=DATASOURCES)
+    datasource: str = _flag(
+        "sinusoid", "sinusoid, omniglot, miniimagenet, or folder (your own images)", choices=DATASOURCES
+    )
     num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1)
     baseline: str = _flag(
         "None",
@@ -84,6 +86,13 @@ class Config:
     # Ours.
     seed: int = _flag(0, "fixes weights, episodes, validation and test tasks", least=0)
     data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)")
+    image_size: int = _flag(UNSET, "height and width of the images of a folder (-1: 84)", least=-1)
+    channels: int = _flag(UNSET, "channels of the images of a folder, 1 or 3 (-1: 3)", least=-1)
+    omniglot_resize: str = _flag(
+        "nearest",
+        "nearest (the official result, see the README) or lanczos",
+        choices=("nearest", "lanczos"),
+    )
     query_size: int = _flag(
         UNSET,
         "query examples a class (-1: 15 while training on miniImageNet, update_batch_size elsewhere)",
@@ -139,8 +148,17 @@ class Config:
                 raise UserError("--max_pool and --num_filters are for images; the sinusoid network has none")
         elif self.baseline != "None":
             raise UserError(f"--baseline={self.baseline} is for --datasource=sinusoid only")
+        elif self.omniglot_resize != "nearest" and self.datasource != "omniglot":
+            raise UserError("--omniglot_resize is for --datasource=omniglot only")
         elif self.num_classes < 2:
             raise UserError("--num_classes=1: classification needs at least 2 classes")
+        if self.datasource != "folder" and (self.image_size, self.channels) != (UNSET, UNSET):
+            raise UserError("--image_size and --channels are for --datasource=folder only")
+        if self.channels not in (UNSET, 1, 3):
+            raise UserError(f"--channels={self.channels}: must be 1 (grey) or 3 (colour)")
+        smallest = 16 if self.convolutional and self.max_pool else 1
+        if self.classification and not smallest <= self.image_shape[0] <= 1024:
+            raise UserError(f"--image_size={self.image_size}: must be between {smallest} and 1024 for this network")
         if self.total_iterations == 0 and self.train:
             raise UserError("--metatrain_iterations=0 and --pretrain_iterations=0 leave nothing to train")
 
@@ -155,14 +173,13 @@ class Config:
         return self.classification and self.conv
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
-        return {"omniglot": 28, "miniimagenet": 84}.get(self.datasource, 0)
-
-    @property
-    def channels(self) -> int:
-        """Colour channels of the images."""
-        return {"omniglot": 1, "miniimagenet": 3}.get(self.datasource, 0)
+    def image_shape(self) -> tuple[int, int]:
+        """Height (and width) in pixels, and channels, of the images; (0, 0) without images."""
+        size, channels = {"sinusoid": (0, 0), "omniglot": (28, 1)}.get(self.datasource, (84, 3))
+        return (
+            size if self.image_size == UNSET else self.image_size,
+            channels if self.channels == UNSET else self.channels,
+        )
 
     @property
     def pretraining(self) -> int:
@@ -199,7 +216,7 @@ class Config:
 
         Part of what a test task is: tasks are drawn a block at a time.
         """
-        return 4 if self.image_size > 32 else 20
+        return 4 if self.image_shape[0] > 32 else 20
 
     @property
     def print_interval(self) -> int:

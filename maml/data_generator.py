@@ -48,13 +48,15 @@ class DataGenerator:
         self.config = config
         self._tables = {}
         if config.classification:
+            size, channels = config.image_shape
             for name in splits:
                 split = load_split(
                     config.datasource,
                     config.data_dir,
                     name,
-                    image_size=config.image_size,
-                    channels=config.channels,
+                    image_size=size,
+                    channels=channels,
+                    resize=config.omniglot_resize,
                 )
                 check_enough(
                     split,
@@ -78,7 +80,7 @@ class DataGenerator:
                 config.num_classes,
                 shots,
                 queries,
-                turn=config.image_size if config.datasource == "omniglot" else 0,
+                turn=config.image_shape[0] if config.datasource == "omniglot" else 0,
             )
         else:
             episodes = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")

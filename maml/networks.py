@@ -55,7 +55,7 @@ class Network:
         if not config.classification:
             dim_input = 3 if config.baseline == "oracle" else 1
             return cls("fc", dim_input, 1, (40, 40), config.norm, dtype=config.dtype)
-        image_size, channels = config.image_size, config.channels
+        image_size, channels = config.image_shape
         hidden = (config.num_filters,) if config.conv else (256, 128, 64, 64)
         return cls(
             "conv" if config.conv else "fc",

@@ -17,7 +17,10 @@ RUN_FILE = "run.json"
 REPLACED = ".replaced-"
 
 # What a run's weights depend on: a folder that holds a run with another value is not ours.
-NETWORK_FIELDS = ("datasource", "num_classes", "baseline", "norm", "conv", "num_filters", "max_pool", "dtype")
+NETWORK_FIELDS = (
+    *("datasource", "num_classes", "image_size", "channels"),
+    *("baseline", "norm", "conv", "num_filters", "max_pool", "dtype"),
+)
 # Flags that name a run: given with a test, they choose among the runs of a folder.
 IDENTITY_FIELDS = (*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad")
 SHOT_AND_RATE = ("update_batch_size", "update_lr")

@@ -146,14 +146,29 @@ class _Training:
         due = min(interval - self.iteration % interval for interval in intervals)
         count = min(due, config.total_iterations - self.iteration, self.per_call)
         begin = time.perf_counter()
-        self.state, loss = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
-        loss = float(loss)
+        state, loss = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
+        if not np.isfinite(loss):
+            self.refuse_non_finite(count)
+        self.state = state
         each = (time.perf_counter() - begin) / count
         # The first call compiles; its time says nothing.
         if self.iteration > self.start:
             self.per_call = max(1, int(SECONDS_PER_CALL / each))
         self.iteration += count
         self.bar.update(count)
+
+    def refuse_non_finite(self, count: int) -> None:
+        """Finds the first of the coming iterations whose loss is not finite, and stops there."""
+        state = self.state
+        for iteration in range(self.iteration, self.iteration + count):
+            state, loss = self.update(state, tf.constant(iteration), tf.constant(1))
+            if not np.isfinite(loss):
+                break
+        saved = [str(checkpoint.iteration) for checkpoint in checkpoints.list_checkpoints(self.folder)]
+        raise UserError(
+            f"iteration {iteration}: the loss became {float(loss)}; try a lower --update_lr or --meta_lr. "
+            f"Nothing was saved since iteration {saved[-1] if saved else 0} ({self.folder})"
+        )
 
     def report(self) -> None:
         """Summarises, prints, validates and saves, each when it is due."""

@@ -112,6 +112,10 @@ def test_the_oracle_only_pretrains():
         {"metatrain_iterations": -5},
         {"test_tasks": 1},
         {"seed": -1},
+        {"image_size": 28, "datasource": "omniglot"},
+        {"image_size": 15, "datasource": "folder", "max_pool": True},
+        {"channels": 2, "datasource": "folder"},
+        {"omniglot_resize": "lanczos", "datasource": "miniimagenet"},
     ],
 )
 def test_bad_values_are_refused_with_one_line_that_names_the_flag(given):

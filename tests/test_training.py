@@ -10,6 +10,7 @@ import tensorflow as tf
 from maml import checkpoints, training
 from maml.config import Config
 from maml.data_generator import DataGenerator
+from maml.errors import UserError
 from maml.maml import MAML
 
 SMALL = {"norm": "None", "meta_batch_size": 4, "summary_interval": 10, "save_interval": 25, "val_interval": 30}
@@ -128,3 +129,14 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
     assert checkpoints.list_checkpoints(tmp_path / "stopped")[-1].iteration == stopped.progress.iteration
     assert identical(whole.state, train(tmp_path / "stopped").state)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_iteration_and_keeps_the_checkpoints(tmp_path):
+    """With a meta-learning rate this large the weights overflow within a few updates."""
+    with pytest.raises(UserError, match=r"iteration \d+: the loss became (nan|inf)") as error:
+        train(tmp_path)
+        train(tmp_path, meta_lr=1e30, metatrain_iterations=200)
+    iteration = int(str(error.value).split()[1].rstrip(":"))
+    assert 60 < iteration < 70
+    assert "since iteration 60" in str(error.value)
+    assert checkpoints.list_checkpoints(tmp_path)[-1].iteration == 60

@@ -1,0 +1,84 @@
+"""The ways to compute a meta-update that are compared, each ready to be timed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from benchmarks import official_structure
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.maml import MAML
+from maml.optimizer import adam_init
+from maml.training import make_update
+
+PLAIN, OURS, FIRST_ORDER, WHOLE = "plain", "ours", "first order", "whole official graph"
+DEFAULT = (PLAIN, OURS, FIRST_ORDER)
+
+UPDATES_IN_A_LOOP = 100  # between two summaries, as training runs the fully connected networks
+
+
+class Formulation(NamedTuple):
+    """One way to compute meta-updates.
+
+    run: computes that many meta-updates, from fresh weights on; returns the last one's loss.
+    updates: how many to compute in a timed call.
+    """
+
+    run: Callable[[int], float]
+    updates: int
+
+
+def build(name: str, config: Config, data: DataGenerator) -> Formulation:
+    """The formulation of this name; all of them start with the same weights and the same episodes."""
+    if name in (PLAIN, WHOLE):
+        return _official(config, data, every_step=name == WHOLE)
+    model = MAML(config.replace(stop_grad=name == FIRST_ORDER))
+    return _in_a_loop(model, data) if model.compiled else _one_a_call(model, data)
+
+
+def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulation:
+    """The official structure; episodes are given, one meta-update a call."""
+    network = MAML(config).network
+    fresh = network.construct_weights(config.seed)
+    episodes = data.episodes("train", 0, config.meta_batch_size)
+
+    @tf.function(autograph=False)
+    def update(weights, adam, episodes):
+        return official_structure.metatrain_update(config, network, weights, adam, episodes, every_step)
+
+    def run(count: int) -> float:
+        weights, adam = fresh, adam_init(fresh)
+        for _ in range(count):
+            weights, adam, losses = update(weights, adam, episodes)
+        tf.test.experimental.sync_devices()
+        return float(losses[config.num_updates - 1] if every_step else losses)
+
+    return Formulation(run, 1 if config.classification else 5)
+
+
+def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:
+    """Convolutional networks; episodes are given, one meta-update a call."""
+    fresh, episodes = model.init_state(), data.episodes("train", 0, model.config.meta_batch_size)
+    update = tf.function(model.metatrain_update, autograph=False)
+
+    def run(count: int) -> float:
+        state = fresh
+        for _ in range(count):
+            state, loss = update(state, episodes)
+        tf.test.experimental.sync_devices()
+        return float(loss)
+
+    return Formulation(run, 1)
+
+
+def _in_a_loop(model: MAML, data: DataGenerator) -> Formulation:
+    """Fully connected networks, as training runs them: many a call, episodes sampled inside."""
+    fresh, update = model.init_state(), make_update(model, data)
+
+    def run(count: int) -> float:
+        _, loss = update(fresh, tf.constant(0), tf.constant(count))
+        tf.test.experimental.sync_devices()
+        return float(loss)
+
+    return Formulation(run, UPDATES_IN_A_LOOP)

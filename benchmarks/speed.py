@@ -1,0 +1,254 @@
+"""What a meta-update costs, beside the official structure and beside its bare arithmetic.
+
+  python -m benchmarks.speed
+  python -m benchmarks.speed --settings omniglot_5w1s --repetitions 30
+
+Writes benchmarks/results/speed.md and .json after every part, so that what was measured stays
+when the program is stopped. Image data is noise made in memory; no files are needed.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks import floor, formulations
+from benchmarks.formulations import DEFAULT, FIRST_ORDER, OURS, PLAIN, WHOLE
+from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
+from benchmarks.probe import in_own_process
+from benchmarks.settings import ALL, SETTINGS, Setting, random_data
+from maml.maml import MAML
+from maml.training import train
+
+AGREEMENT = 1e-3  # relative, of float32 meta-losses
+SECONDS = 30  # of repetitions of a setting, after which they end
+GENERATOR_CALLS = 20
+RESULTS = Path(__file__).parent / "results"
+
+EXPLANATION = """\
+- Times are medians (and quartiles) over repetitions that take turns in one process. A meta-update is inner steps,
+  meta-gradient, clipping and Adam; episodes are given, but for "ours" on the sinusoid, which samples them inside, {loop}
+  meta-updates a call, as training does.
+- *Official structure*: `tf.map_fn` over the tasks, each with its own convolutions, plain exact batch-norm and nested
+  tapes, and only the query loss that is trained on (`benchmarks/official_structure.py`). It and ours gave the same
+  meta-loss in this run, to {agreement:g}.
+- *Floor*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/floor.py`) at the rate, measured by turns with the rest,
+  of the layers' products alone: batched matrix products for strided networks, convolutions for pooled ones.
+"""
+
+
+def agree(losses: dict[str, float]) -> None:
+    """Refuses to compare formulations that do not compute the same meta-loss.
+
+    Raises:
+        RuntimeError: a loss differs from the official structure's.
+    """
+    for name, loss in losses.items():
+        if not abs(loss - losses[PLAIN]) <= AGREEMENT * abs(losses[PLAIN]):
+            raise RuntimeError(f"meta-loss of {name!r} is {loss}, and that of {PLAIN!r} {losses[PLAIN]}")
+
+
+def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) -> dict[str, Any]:
+    """Seconds of a meta-update in every formulation, and of the bare arithmetic."""
+    config, network = setting.config, MAML(setting.config).network
+    data = random_data(config)
+    steps = {name: formulations.build(name, config, data) for name in names}
+    losses = {name: step.run(1) for name, step in steps.items()}
+    agree(losses)
+    calls = {name: lambda step=step: step.run(step.updates) for name, step in steps.items()}
+    # The better of the rates at the size of the support and of the query set.
+    bare = {}
+    if config.convolutional:
+        bare = {f"products {n}": floor.products(config, network, n) for n in {*floor.support_and_query(config)}}
+    times = by_turns(calls | {name: product.run for name, product in bare.items()}, repetitions, SECONDS)
+
+    row: dict[str, Any] = {"title": setting.title, "losses": losses, "repetitions": len(times[OURS])}
+    seconds = {name: [value / step.updates for value in times[name]] for name, step in steps.items()}
+    row["seconds"] = {name: Spread.of(values)._asdict() for name, values in seconds.items()}
+    ratios = [plain / ours for plain, ours in zip(seconds[PLAIN], seconds[OURS], strict=True)]
+    row["plain_over_ours"] = Spread.of(ratios)._asdict()
+    row["multiply_adds"] = floor.meta_update_multiply_adds(config, network)
+    if bare:
+        rate = max(product.multiply_adds / Spread.of(times[name]).median for name, product in bare.items())
+        row["flop_per_second"] = 2 * rate
+        row["floor_seconds"] = row["multiply_adds"] / rate
+    return row
+
+
+def measure_generator(setting: Setting, repetitions: int) -> dict[str, Any]:
+    """Episodes a second of the generator alone, over a data set of the real one's size."""
+    config = setting.config
+    data, compiled = random_data(config, setting.classes, setting.images), MAML(config).compiled
+
+    @tf.function(jit_compile=compiled, autograph=False)
+    def sample(first, calls):
+        def one(index, total):
+            episodes = data.episodes("train", index, config.meta_batch_size)
+            return index + 1, total + tf.add_n([tf.reduce_sum(tensor) for tensor in episodes])
+
+        return tf.while_loop(
+            lambda index, _: index < first + calls, one, (first, tf.constant(0.0)), parallel_iterations=1
+        )[1]
+
+    calls = GENERATOR_CALLS if config.classification else 50 * GENERATOR_CALLS
+    times = by_turns({"sample": lambda: float(sample(tf.constant(0), tf.constant(calls)))}, repetitions, SECONDS / 10)
+    rates = [calls * config.meta_batch_size / seconds for seconds in times["sample"]]
+    return {"episodes_per_second": Spread.of(rates)._asdict()}
+
+
+def measure_training(setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
+    """Iterations a second of `maml.training.train`, summaries, validations and checkpoints on.
+
+    It trains for two windows, and the second is measured, from checkpoint to checkpoint: then
+    everything is compiled. Where a window is shorter than the default intervals, there are one
+    summary and one checkpoint in it, which is more often than by default, and as many validation
+    tasks an iteration as by default.
+    """
+    window, default = setting.window, setting.config
+    share = min(1.0, window / default.validation_interval)
+    config = default.replace(
+        metatrain_iterations=2 * window,
+        summary_interval=min(window, default.summary_interval),
+        save_interval=min(window, default.save_interval),
+        val_interval=min(window, default.validation_interval),
+        val_tasks=max(1, round(share * default.val_tasks)),
+    )
+    data = random_data(config, setting.classes, setting.images, ("train", "val"))
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        train(config, MAML(config), data, Path(name))
+        begin, end = (os.stat(f"{name}/model{iteration}.index").st_mtime for iteration in (window, 2 * window))
+    rate = window / (end - begin)
+    return {
+        "training": {
+            "iterations_per_second": rate,
+            "of_the_bare_step": rate * row["seconds"][OURS]["median"],
+            "iterations": window,
+            "val_tasks": config.val_tasks,
+        }
+    }
+
+
+def spread(row: dict[str, Any], name: str) -> str:
+    """Median and quartiles in milliseconds, or nothing if it was not measured."""
+    found = row.get("seconds", {}).get(name)
+    return str(Spread(*(1000 * value for value in found.values()))) if found else ""
+
+
+def report(values: dict[str, Any]) -> str:
+    """The Markdown of what was measured so far; what was not stays empty."""
+    rows = values["settings"].values()
+    names = [name for name in (PLAIN, WHOLE) if any(name in row.get("seconds", {}) for row in rows)]
+    titles = {PLAIN: "official structure, ms", WHOLE: "with all its query losses, ms"}
+    steps = [
+        [
+            row["title"],
+            *(spread(row, name) for name in names),
+            spread(row, OURS),
+            f"**{digits(row['plain_over_ours']['median'])}**" if "plain_over_ours" in row else "",
+            spread(row, FIRST_ORDER),
+            digits(1000 * row["floor_seconds"]) if "floor_seconds" in row else "",
+            digits(row["seconds"][OURS]["median"] / row["floor_seconds"]) if "floor_seconds" in row else "",
+        ]
+        for row in rows
+    ]
+    header = ["meta-update", *(titles[name] for name in names), "ours, ms", "official / ours", "ours, first order, ms"]
+    text = ["# Speed\n", machine_lines(values["machine"]) + "\n", table([*header, "floor, ms", "ours / floor"], steps)]
+    text.append(EXPLANATION.format(loop=formulations.UPDATES_IN_A_LOOP, agreement=AGREEMENT))
+    text.append("## Start and memory\n\nEach in a process of its own, one meta-update.\n")
+    starts = [
+        [
+            f"{row['title']}: {name}",
+            digits(probe["first_call_s"]),
+            digits(probe["start_to_first_step_s"]),
+            f"{probe['memory_peak'] / 2**20:.0f}",
+            f"{(probe['memory_peak'] - probe['memory_before']) / 2**20:.0f}",
+            f"{probe['gpu_memory_peak'] / 2**20:.0f}" if "gpu_memory_peak" in probe else "",
+        ]
+        for row in rows
+        for name, probe in row.get("processes", {}).items()
+    ]
+    header = ["", "first call, s", "process start to first step, s", "peak memory, MiB", "of it the step's", "GPU, MiB"]
+    text.append(table(header, starts))
+    text.append("## Episodes and training\n")
+    rates = [
+        [
+            row["title"],
+            f"{row['episodes_per_second']['median']:,.0f}" if "episodes_per_second" in row else "",
+            digits(1 / row["seconds"][OURS]["median"]) if "seconds" in row else "",
+            digits(row["training"]["iterations_per_second"]) if "training" in row else "",
+            digits(row["training"]["of_the_bare_step"]) if "training" in row else "",
+            f"{row['training']['iterations']}" if "training" in row else "",
+        ]
+        for row in rows
+    ]
+    header = ["", "episodes/s, generator alone", "bare steps/s", "training, iterations/s", "share of the bare rate"]
+    text.append(table([*header, "over iterations"], rates))
+    text.append(
+        "*Training* is `maml.training.train` with summaries, validations and checkpoints, at least as often as by\n"
+        "default, and with its episodes sampled. Settings without a figure were left out to keep the run short.\n"
+    )
+    return "\n".join(text)
+
+
+def summary(part: dict[str, Any]) -> str:
+    """One line of a part, for the terminal."""
+    row = {"title": "", **part}
+    if "seconds" in part:
+        times = ", ".join(f"{name} {spread(row, name)} ms" for name in part["seconds"])
+        bare = f", floor {digits(1000 * part['floor_seconds'])} ms" if "floor_seconds" in part else ""
+        return f"{times}{bare}; {part['repetitions']} repetitions"
+    if "episodes_per_second" in part:
+        return f"generator {part['episodes_per_second']['median']:,.0f} episodes/s"
+    if "training" in part:
+        found = part["training"]
+        return (
+            f"training {digits(found['iterations_per_second'])} iterations/s, "
+            f"{digits(found['of_the_bare_step'])} of the bare rate"
+        )
+    return "; ".join(
+        f"{name}: first call {digits(found['first_call_s'])} s, peak {found['memory_peak'] / 2**20:.0f} MiB"
+        for name, found in part["processes"].items()
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and writes; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=list(ALL), default=list(SETTINGS), help="default: all but toy")
+    parser.add_argument("--repetitions", type=count, default=15, help=f"at most; they end after {SECONDS} s a setting")
+    parser.add_argument("--whole_graph", action="store_true", help="also the official graph with all its query losses")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of speed.md and speed.json")
+    options = parser.parse_args(arguments)
+    names = (*DEFAULT, WHOLE) if options.whole_graph else DEFAULT
+
+    begin = time.perf_counter()
+    rows: dict[str, Any] = {name: {"title": ALL[name].title} for name in options.settings}
+    values = {"machine": machine(), "settings": rows}
+    print(machine_lines(values["machine"]))
+    parts = {
+        "steps": lambda name: measure_steps(ALL[name], names, options.repetitions),
+        "generator": lambda name: measure_generator(ALL[name], options.repetitions),
+        "training": lambda name: measure_training(ALL[name], rows[name]) if ALL[name].window else {},
+        "processes": lambda name: {"processes": {each: in_own_process(name, each) for each in names}},
+    }
+    for measure in parts.values():
+        for name in options.settings:
+            part = measure(name)
+            if not part:
+                continue
+            rows[name] |= part
+            print(f"[{time.perf_counter() - begin:4.0f} s] {name}: {summary(part)}", flush=True)
+            write_report(options.output, "speed", report(values), values)
+    print(f"Written to {options.output / 'speed.md'} and .json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
