@@ -62,6 +62,18 @@ def quiet_stderr():
             os.close(stderr)
 
 
+def set_up_tensorflow(config: Config) -> None:
+    """Imports TensorFlow without its log lines and starts its devices."""
+    with quiet_stderr():
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            with contextlib.suppress(RuntimeError):  # already started
+                tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.list_logical_devices()
+
+
 def print_setting(config: Config, given: dict[str, Any]) -> None:
     """Prints the effective setting, a line for all flags, those that were not given in brackets."""
     shown = {name: value for name, value in config.to_dict().items() if value not in ("", -1)}
@@ -138,10 +150,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{argv[1]}: not a flag; write --flag=value (--help lists them)")
         given = given_flags()
         config = Config.from_flags(given)
-        with quiet_stderr():
-            import tensorflow as tf
-
-            tf.config.list_logical_devices()
+        set_up_tensorflow(config)
         return run_training(config, given) if config.train else run_test(given)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)

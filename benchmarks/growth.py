@@ -8,6 +8,7 @@ benchmarks/results/growth.md and .json after every point.
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ def measure(config: Config, repetitions: int) -> dict[str, dict[str, float]]:
     """Quartiles of the seconds of a meta-update in every formulation."""
     data = random_data(config)
     steps = {name: formulations.build(name, config, data) for name in DEFAULT}
-    times = by_turns({name: lambda step=step: step.run(1) for name, step in steps.items()}, repetitions, SECONDS)
+    times = by_turns({name: functools.partial(step.run, 1) for name, step in steps.items()}, repetitions, SECONDS)
     return {name: Spread.of(values)._asdict() for name, values in times.items()}
 
 
@@ -59,8 +60,8 @@ def report(values: dict[str, Any]) -> str:
         [
             "# How the cost grows\n",
             machine_lines(values["machine"]) + "\n",
-            "5-way 1-shot Omniglot, 32 tasks, 1 inner step, 64 filters, one factor changed at a time; milliseconds of a\n"
-            "meta-update, medians and quartiles over repetitions that take turns.\n",
+            "5-way 1-shot Omniglot, 32 tasks, 1 inner step, 64 filters, one factor changed at a time; milliseconds\n"
+            "of a meta-update, medians and quartiles over repetitions that take turns.\n",
             table(header, rows),
         ]
     )

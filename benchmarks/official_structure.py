@@ -58,10 +58,7 @@ def forward_conv(network: Network, weights: Weights, inp: tf.Tensor) -> tf.Tenso
         hidden = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm))
         if network.max_pool:
             hidden = tf.nn.max_pool2d(hidden, 2, 2, "VALID")
-    if network.flat_head:
-        hidden = tf.reshape(hidden, [hidden.shape[0], -1])
-    else:
-        hidden = tf.reduce_mean(hidden, [1, 2])
+    hidden = tf.reshape(hidden, [hidden.shape[0], -1]) if network.flat_head else tf.reduce_mean(hidden, [1, 2])
     return tf.matmul(hidden, weights["w5"]) + weights["b5"]
 
 

@@ -10,6 +10,7 @@ from maml import data_generator
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.images import ImageSplit
+from maml.networks import Network
 
 OMNIGLOT = {"datasource": "omniglot"}
 MINIIMAGENET = {"datasource": "miniimagenet", "num_updates": 5}
@@ -85,10 +86,12 @@ def random_data(config: Config, classes: int = 0, images: int = 0, splits=("trai
     Args:
         classes, images: of a split, and images of a class; 0: as few as a task needs.
     """
+    if not config.classification:
+        return DataGenerator(config, splits)
     classes = classes or config.num_classes
     images = images or config.update_batch_size + config.query_per_class
-    pixels = config.image_size**2 * config.channels
+    pixels = Network.from_config(config).dim_input
     noise = np.frombuffer(np.random.default_rng(0).bytes(classes * images * pixels), np.uint8)
-    split = ImageSplit(noise.reshape(-1, pixels) if pixels else noise, np.full(classes, images), ("",) * classes)
+    split = ImageSplit(noise.reshape(-1, pixels), np.full(classes, images), ("",) * classes)
     with mock.patch.object(data_generator, "load_split", lambda *_, **__: split):
         return DataGenerator(config, splits)

@@ -9,6 +9,7 @@ when the program is stopped. Image data is noise made in memory; no files are ne
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -34,13 +35,13 @@ RESULTS = Path(__file__).parent / "results"
 
 EXPLANATION = """\
 - Times are medians (and quartiles) over repetitions that take turns in one process. A meta-update is inner steps,
-  meta-gradient, clipping and Adam; episodes are given, but for "ours" on the sinusoid, which samples them inside, {loop}
-  meta-updates a call, as training does.
+  meta-gradient, clipping and Adam; episodes are given, but for "ours" on the sinusoid, which samples them inside,
+  {loop} meta-updates a call, as training does.
 - *Official structure*: `tf.map_fn` over the tasks, each with its own convolutions, plain exact batch-norm and nested
   tapes, and only the query loss that is trained on (`benchmarks/official_structure.py`). It and ours gave the same
   meta-loss in this run, to {agreement:g}.
-- *Floor*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/floor.py`) at the rate, measured by turns with the rest,
-  of the layers' products alone: batched matrix products for strided networks, convolutions for pooled ones.
+- *Floor*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/floor.py`) at the rate of the layers' products
+  alone, measured by turns with the rest: batched matrix products for strided networks, convolutions for pooled ones.
 """
 
 
@@ -62,7 +63,7 @@ def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) ->
     steps = {name: formulations.build(name, config, data) for name in names}
     losses = {name: step.run(1) for name, step in steps.items()}
     agree(losses)
-    calls = {name: lambda step=step: step.run(step.updates) for name, step in steps.items()}
+    calls = {name: functools.partial(step.run, step.updates) for name, step in steps.items()}
     # The better of the rates at the size of the support and of the query set.
     bare = {}
     if config.convolutional:

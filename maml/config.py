@@ -111,6 +111,7 @@ class Config:
     val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0)
     save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
     summary_interval: int = _flag(100, "iterations between summaries", least=1)
+    tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     dtype: str = _flag("float32", "floating-point type of the whole computation", choices=("float32", "float64"))
 
     @classmethod

@@ -31,7 +31,9 @@ def adam_update(weights: Weights, gradients: Weights, state: AdamState, learning
     step = state.step + 1
     dtype = next(iter(weights.values())).dtype
     t = tf.cast(step, dtype)
-    rate = learning_rate * tf.sqrt(1 - tf.pow(tf.constant(BETA_2, dtype), t)) / (1 - tf.pow(tf.constant(BETA_1, dtype), t))
+    rate = (
+        learning_rate * tf.sqrt(1 - tf.pow(tf.constant(BETA_2, dtype), t)) / (1 - tf.pow(tf.constant(BETA_1, dtype), t))
+    )
     m = {name: BETA_1 * state.m[name] + (1 - BETA_1) * gradient for name, gradient in gradients.items()}
     v = {name: BETA_2 * state.v[name] + (1 - BETA_2) * tf.square(gradient) for name, gradient in gradients.items()}
     updated = {name: weight - rate * m[name] / (tf.sqrt(v[name]) + EPSILON) for name, weight in weights.items()}

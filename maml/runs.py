@@ -26,7 +26,7 @@ IDENTITY_FIELDS = (*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad
 SHOT_AND_RATE = ("update_batch_size", "update_lr")
 # Flags of one call, not of a run: a test does not inherit them.
 CALL_FIELDS = (
-    *("train", "test_iter", "test_set", "test_tasks", "test_checkpoint", "test_num_updates", "log", "resume"),
+    *("train", "test_iter", "test_set", "test_tasks", "test_checkpoint", "test_num_updates", "log", "resume", "tf32"),
     *("logdir", "train_update_batch_size", "train_update_lr"),
 )
 # Flags whose change, when a run is resumed, is no change of the training.
@@ -42,7 +42,7 @@ def run_folder(config: Config) -> Path:
 
 
 def open_run(config: Config) -> tuple[Path, list[str]]:
-    """Creates or checks the folder that `config` trains in, and records the flags in it.
+    """Creates or checks the folder that `config` trains in.
 
     Returns:
         The folder, and notes about flags that differ from those the run was started with.
@@ -73,8 +73,13 @@ def open_run(config: Config) -> tuple[Path, list[str]]:
         if changed:
             notes.append("Going on with changed flags: " + "; ".join(changed))
     make_folder(folder)
-    write_json(record, {"format": 1, "trained": _now(), "config": config.to_dict(), "versions": versions()})
     return folder, notes
+
+
+def record_run(folder: Path, config: Config) -> None:
+    """Writes the flags and versions of a training that begins, or goes on, into its folder."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    write_json(folder / RUN_FILE, {"format": 1, "trained": now, "config": config.to_dict(), "versions": versions()})
 
 
 def load_config(folder: Path) -> Config:
@@ -138,7 +143,3 @@ def versions() -> dict[str, str]:
 
 def _last_trained(folder: Path) -> str:
     return str(read_json(folder / RUN_FILE).get("trained", ""))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")

@@ -18,6 +18,7 @@ from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.evaluation import Evaluator
 from maml.maml import MAML, TrainState
+from maml.runs import record_run
 from maml.summaries import SummaryWriter
 
 # Iterations are run many to a call, up to about this many seconds, so that the progress line
@@ -115,6 +116,8 @@ class _Training:
 
     def run(self) -> Trained:
         config, begin = self.config, time.perf_counter()
+        if self.iteration < config.total_iterations:
+            record_run(self.folder, config)
         self.writer = SummaryWriter(self.folder, config.log)
         if self.iteration == 0:
             rows = "".join(f"| {name} | {value} |\n" for name, value in config.to_dict().items())

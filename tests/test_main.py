@@ -153,10 +153,9 @@ def test_a_folder_with_another_run_is_refused(here, capsys, monkeypatch):
 
 def test_a_test_finds_the_run_that_its_flags_name(here):
     """The last trained one, among those that agree with the flags; shots and rates name a run if one has them."""
-    for shots in (2, 3):
-        config = Config.from_flags({"norm": "None", "update_batch_size": shots})
-        runs.open_run(config)
-    runs.open_run(Config.from_flags({"norm": "layer_norm", "update_batch_size": 2}))
+    for norm, shots in (("None", 2), ("None", 3), ("layer_norm", 2)):
+        config = Config.from_flags({"norm": norm, "update_batch_size": shots})
+        runs.record_run(runs.open_run(config)[0], config)
     assert runs.find_run({})[1].norm == "layer_norm"
     assert runs.find_run({"norm": "None"})[1].update_batch_size == 3
     assert runs.find_run({"norm": "None", "update_batch_size": 2})[0].name.startswith("cls_5.mbs_25.ubs_2.")
