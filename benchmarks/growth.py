@@ -1,7 +1,8 @@
 """How the cost of a meta-update grows with tasks, inner steps, classes and filters.
 
   python -m benchmarks.growth
-  python -m benchmarks.growth --plot      also docs/figures/growth.png (needs matplotlib)
+  python -m benchmarks.growth --plot        also docs/figures/growth.png (needs matplotlib)
+  python -m benchmarks.growth --plot_only   only that, from what was measured before
 
 One factor at a time is changed from 5-way 1-shot Omniglot (32 tasks, 1 step, 64 filters). Writes
 benchmarks/results/growth.md and .json after every point.
@@ -9,6 +10,8 @@ benchmarks/results/growth.md and .json after every point.
 
 import argparse
 import functools
+import importlib.util
+import json
 import sys
 import time
 from pathlib import Path
@@ -103,13 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=count, default=11, help=f"at most; they end after {SECONDS} s a point")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of growth.md and growth.json")
     parser.add_argument("--plot", action="store_true", help=f"also draw {FIGURE.name}")
+    parser.add_argument("--plot_only", action="store_true", help="only draw what is in growth.json already")
     options = parser.parse_args(arguments)
-    if options.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ModuleNotFoundError:
-            print("growth: --plot needs matplotlib: pip install matplotlib", file=sys.stderr)
-            return 1
+    if (options.plot or options.plot_only) and importlib.util.find_spec("matplotlib") is None:
+        print("growth: a plot needs matplotlib: pip install matplotlib", file=sys.stderr)
+        return 1
+    if options.plot_only:
+        plot(json.loads((options.output / "growth.json").read_text()), FIGURE)
+        print(f"Drawn: {FIGURE}")
+        return 0
 
     base, begin = SETTINGS["omniglot_5w1s"].config, time.perf_counter()
     values: dict[str, Any] = {"machine": machine(), "factors": {}}

@@ -84,6 +84,9 @@ class Config:
     train_update_lr: float = _flag(UNSET, "update_lr of the run to test, if it differs (-1: the same)", least=-1)
 
     # Ours.
+    check_gradients: bool = _flag(
+        False, "neither train nor test: compare this model's meta-gradient with central differences in float64"
+    )
     seed: int = _flag(0, "fixes weights, episodes, validation and test tasks", least=0)
     data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)")
     image_size: int = _flag(UNSET, "height and width of the images of a folder (-1: 84)", least=-1)

@@ -1,0 +1,60 @@
+"""The gradient check says "exact" of exact models only."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maml import networks
+from maml.gradient_check import check_gradients
+from tests.command_line import run_here
+from tests.tiny import tiny_episodes, tiny_model, tiny_weights
+
+CASES = [("sinusoid", "None"), ("fc", "batch_norm"), ("strided, mean head", "batch_norm")]
+CASES += [("pooled, flat head", "batch_norm"), ("strided, flat head", "layer_norm")]
+
+
+def report(network, norm, **settings):
+    model = tiny_model(network, norm, **settings)
+    return check_gradients(model, tiny_weights(model, 1), tiny_episodes(model, 2))
+
+
+@pytest.mark.parametrize(("network", "norm"), CASES)
+def test_exact_models(network, norm):
+    found = report(network, norm, num_updates=2)
+    assert found.exact
+    assert np.median(found.errors) < 1e-7
+    assert found.first_order_error > 1e-3
+    assert 0 < found.second_order_share
+    assert "is exact" in found.lines()[-1]
+
+
+def test_first_order_is_not_exact_and_says_that_it_was_asked_for():
+    found = report("fc", "batch_norm", stop_grad=True)
+    assert not found.exact
+    assert "NOT exact (--stop_grad" in found.lines()[-1]
+    assert max(found.errors) == found.first_order_error
+
+
+def test_moments_that_stop_a_gradient_are_found(monkeypatch):
+    """tf.nn.moments: right first derivatives, wrong second ones."""
+
+    def standardize(inp, axes, epsilon):
+        mean, variance = tf.nn.moments(inp, axes, keepdims=True)
+        return (inp - mean) * tf.math.rsqrt(variance + epsilon)
+
+    monkeypatch.setattr(networks, "_standardize", standardize)
+    found = report("fc", "batch_norm")
+    assert not found.exact
+    assert found.errors[0] > 1e-4
+
+
+def test_float32_is_refused():
+    with pytest.raises(ValueError, match="float64"):
+        report("sinusoid", "None", dtype="float32")
+
+
+def test_the_command(capsys):
+    flags = ("--norm=None", "--update_batch_size=10", "--update_lr=0.01", "--num_updates=3")
+    assert run_here("--check_gradients", *flags) == 0
+    assert "The meta-gradient is exact" in capsys.readouterr().out
+    assert run_here("--check_gradients", "--stop_grad", *flags) == 1
