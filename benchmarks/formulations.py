@@ -31,6 +31,7 @@ class Formulation(NamedTuple):
 
 def build(name: str, config: Config, data: DataGenerator) -> Formulation:
     """The formulation of this name; all of them start with the same weights and the same episodes."""
+    tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     if name in (PLAIN, WHOLE):
         return _official(config, data, every_step=name == WHOLE)
     model = MAML(config.replace(stop_grad=name == FIRST_ORDER))

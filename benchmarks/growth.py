@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from benchmarks import formulations
 from benchmarks.formulations import DEFAULT, FIRST_ORDER, OURS, PLAIN
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
@@ -116,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Drawn: {FIGURE}")
         return 0
 
+    tf.get_logger().setLevel("ERROR")  # every point traces functions of its own, and is warned of it
     base, begin = SETTINGS["omniglot_5w1s"].config, time.perf_counter()
     values: dict[str, Any] = {"machine": machine(), "factors": {}}
     print(machine_lines(values["machine"]))

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import os
 import sys
 import tempfile
@@ -57,21 +58,12 @@ def agree(losses: dict[str, float]) -> None:
             raise RuntimeError(f"meta-loss of {name!r} is {loss}, and that of {PLAIN!r} {losses[PLAIN]}")
 
 
-def first_losses(steps: dict[str, formulations.Formulation]) -> dict[str, float]:
-    """Every formulation's first meta-loss, in full float32 on a GPU, too."""
-    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    losses = {name: step.run(1) for name, step in steps.items()}
-    tf.config.experimental.enable_tensor_float_32_execution(rounds)
-    return losses
-
-
 def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) -> dict[str, Any]:
     """Seconds of a meta-update in every formulation, and of the bare arithmetic."""
     config, network = setting.config, MAML(setting.config).network
     data = random_data(config)
     steps = {name: formulations.build(name, config, data) for name in names}
-    agree(losses := first_losses(steps))
+    agree(losses := {name: step.run(1) for name, step in steps.items()})
     calls = {name: functools.partial(step.run, step.updates) for name, step in steps.items()}
     # The better of the rates at the size of the support and of the query set.
     bare = {}
@@ -132,7 +124,8 @@ def measure_training(setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
     )
     data = random_data(config, setting.classes, setting.images, ("train", "val"))
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
-        train(config, MAML(config), data, Path(name))
+        if not train(config, MAML(config), data, Path(name)).finished:
+            raise KeyboardInterrupt  # which training hears itself
         begin, end = (os.stat(f"{name}/model{iteration}.index").st_mtime for iteration in (window, 2 * window))
     rate = window / (end - begin)
     return {
@@ -239,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = (*DEFAULT, WHOLE) if options.whole_graph else DEFAULT
 
     begin = time.perf_counter()
+    tf.get_logger().setLevel("ERROR")  # every setting traces functions of its own, and is warned of it
     rows: dict[str, Any] = {name: {"title": ALL[name].title} for name in options.settings}
     values = {"machine": machine(), "settings": rows}
     print(machine_lines(values["machine"]))
@@ -248,11 +242,13 @@ def main(arguments: list[str] | None = None) -> int:
         "training": lambda name: measure_training(ALL[name], rows[name]) if ALL[name].window else {},
         "processes": lambda name: {"processes": {each: in_own_process(name, each) for each in names}},
     }
-    for measure in parts.values():
-        for name in options.settings:
+    for measure, name in itertools.product(parts.values(), options.settings):
+        try:
             part = measure(name)
-            if not part:
-                continue
+        except KeyboardInterrupt:
+            print(f"Stopped; what was measured before stands in {options.output / 'speed.md'}", file=sys.stderr)
+            return 130
+        if part:
             rows[name] |= part
             print(f"[{time.perf_counter() - begin:4.0f} s] {name}: {summary(part)}", flush=True)
             write_report(options.output, "speed", report(values), values)
