@@ -24,7 +24,7 @@ def test_exact_models(network, norm):
     assert found.exact
     assert np.median(found.errors) < 1e-7
     assert found.first_order_error > 1e-3
-    assert 0 < found.second_order_share
+    assert found.second_order_share > 0
     assert "is exact" in found.lines()[-1]
 
 
