@@ -143,8 +143,8 @@ def main() -> int:
     lines = [
         "# Sabotage",
         "",
-        "What fails when the code is broken on purpose. Made by `python -m tests.sabotage`, which applies each breakage",
-        "to a copy of the project and runs the tests of its field; in brackets, how many cases of a test fail.",
+        "What fails when the code is broken on purpose. Made by `python -m tests.sabotage`, which applies each",
+        "breakage to a copy of the project and runs the tests of its field; in brackets: how many cases fail.",
         "",
         "| broken | tests that fail |",
         "|---|---|",
