@@ -1,13 +1,14 @@
 # make run    builds .venv, meta-trains the 10-shot sinusoid, and tests it
 # make test   runs the tests
 # make check  formatter, linter and types
+# make bench  measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
 BIN := .venv/bin
 SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
 
-.PHONY: run test check format clean
+.PHONY: run test check bench format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -20,6 +21,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy main.py proc_images.py maml data benchmarks
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.speed
 
 format: .venv/installed
 	$(BIN)/ruff format .
