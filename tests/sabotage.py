@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-SCALE = ("closed_form", "unroll", "golden")
+SCALE = ("closed_form", "unroll")
 SECOND = ("closed_form", "central_differences", "unroll")
-UPDATE = ("closed_form", "golden")
+UPDATE = ("closed_form",)
 EPISODES = ("data_generator",)
 
 
