@@ -68,10 +68,13 @@ def set_up_tensorflow(config: Config) -> None:
     with quiet_stderr():
         import tensorflow as tf
 
+        from maml.parts import set_up_threads
+
         tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
         for gpu in tf.config.list_physical_devices("GPU"):
             with contextlib.suppress(RuntimeError):  # already started
                 tf.config.experimental.set_memory_growth(gpu, True)
+        set_up_threads(config)
         tf.config.list_logical_devices()
 
 

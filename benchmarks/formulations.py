@@ -1,7 +1,7 @@
 """The ways to compute a meta-update that are compared, each ready to be timed."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -10,10 +10,18 @@ from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.maml import MAML
 from maml.optimizer import adam_init
+from maml.parts import set_up_threads
 from maml.training import make_update
 
-PLAIN, OURS, FIRST_ORDER, WHOLE = "plain", "ours", "first order", "whole official graph"
-DEFAULT = (PLAIN, OURS, FIRST_ORDER)
+PLAIN, PLAIN_SMALL, WHOLE = "plain", "plain, small kernels", "whole official graph"
+OURS, FIRST_ORDER, RECOMPUTED, BFLOAT16 = "ours", "first order", "recomputed", "bfloat16"
+DEFAULT = (PLAIN, PLAIN_SMALL, OURS, FIRST_ORDER)
+OPTIONS: dict[str, dict[str, Any]] = {
+    OURS: {},
+    FIRST_ORDER: {"stop_grad": True},
+    RECOMPUTED: {"recompute": True},
+    BFLOAT16: {"bfloat16": True},
+}
 
 UPDATES_IN_A_LOOP = 100  # between two summaries, as training runs the fully connected networks
 
@@ -32,10 +40,16 @@ class Formulation(NamedTuple):
 def build(name: str, config: Config, data: DataGenerator) -> Formulation:
     """The formulation of this name; all of them start with the same weights and the same episodes."""
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
-    if name in (PLAIN, WHOLE):
+    if name in (PLAIN, PLAIN_SMALL, WHOLE):
         return _official(config, data, every_step=name == WHOLE)
-    model = MAML(config.replace(stop_grad=name == FIRST_ORDER))
+    model = MAML(config.replace(**OPTIONS[name]))
     return _in_a_loop(model, data) if model.compiled else _one_a_call(model, data)
+
+
+def set_threads(name: str, config: Config) -> None:
+    """The threads of a formulation: ours as main.py sets them, the official structure TensorFlow's default."""
+    if name not in (PLAIN, WHOLE):
+        set_up_threads(config)
 
 
 def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulation:

@@ -8,40 +8,54 @@ when the program is stopped. Image data is noise made in memory; no files are ne
 """
 
 import argparse
+import concurrent.futures
 import contextlib
-import functools
 import io
 import itertools
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from benchmarks import floor, formulations
-from benchmarks.formulations import DEFAULT, FIRST_ORDER, OURS, PLAIN, WHOLE
+from benchmarks.formulations import BFLOAT16, DEFAULT, FIRST_ORDER, OPTIONS, OURS, PLAIN, PLAIN_SMALL, RECOMPUTED, WHOLE
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
-from benchmarks.probe import in_own_process
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
+from benchmarks.worker import Worker
 from maml.maml import MAML
+from maml.parts import set_up_threads
 from maml.training import train
 
 AGREEMENT = 1e-3  # relative, of float32 meta-losses
 SECONDS = 20  # of repetitions of a setting, after which they end
 GENERATOR_CALLS = 20
 RESULTS = Path(__file__).parent / "results"
+TITLES = {
+    PLAIN: "official structure",
+    PLAIN_SMALL: "with our threads",
+    WHOLE: "with all its query losses",
+    OURS: "ours",
+    FIRST_ORDER: "ours, first order",
+    RECOMPUTED: "ours, recomputed",
+    BFLOAT16: "ours, bfloat16",
+}
 
 EXPLANATION = """\
-- Times are medians (and quartiles) over repetitions that take turns in one process. A meta-update is inner steps,
-  meta-gradient, clipping and Adam; episodes are given, but for "ours" on the sinusoid, which samples them inside,
-  {loop} meta-updates a call, as training does. Images are noise, and the inner rate of miniImageNet is 0.0005: neither
-  changes the cost, and at the paper's 0.01 float32's rounding would grow to percents of the loss.
+- Times are medians (and quartiles) over repetitions that take turns, each formulation in a process of its own. A
+  meta-update is inner steps, meta-gradient, clipping and Adam; episodes are given, but for "ours" on the sinusoid,
+  which samples them inside, {loop} meta-updates a call, as training does. Images are noise, and the inner rate of
+  miniImageNet is 0.0005: neither changes the cost, and at the paper's 0.01 float32's rounding would grow to percents
+  of the loss.
 - *Official structure*: `tf.map_fn` over the tasks, each with its own convolutions, plain exact batch-norm and nested
   tapes, and only the query loss that is trained on (`benchmarks/official_structure.py`). It and ours gave the same
-  meta-loss in this run, to {agreement:g}.
+  meta-loss in this run, to {agreement:g}. It has TensorFlow's default threads; *with our threads* is the same with
+  kernels that do not split over cores, as ours (`maml/parts.py`).
 - *Floor*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/floor.py`) at the rate of the layers' products
   alone, measured by turns with the rest: batched matrix products for strided networks, convolutions for pooled ones.
 """
@@ -59,20 +73,25 @@ def agree(losses: dict[str, float]) -> None:
 
 
 def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) -> dict[str, Any]:
-    """Seconds of a meta-update in every formulation, and of the bare arithmetic."""
+    """Seconds of a meta-update in every formulation, and of the bare arithmetic; what each process took to start."""
     config, network = setting.config, MAML(setting.config).network
-    data = random_data(config)
-    steps = {name: formulations.build(name, config, data) for name in names}
-    agree(losses := {name: step.run(1) for name, step in steps.items()})
-    calls = {name: functools.partial(step.run, step.updates) for name, step in steps.items()}
-    # The better of the rates at the size of the support and of the query set.
-    bare = {}
-    if config.convolutional:
-        bare = {f"products {n}": floor.products(config, network, n) for n in {*floor.support_and_query(config)}}
-    times = by_turns(calls | {name: product.run for name, product in bare.items()}, repetitions, SECONDS)
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in names:
+            if name != BFLOAT16 or config.convolutional:
+                workers[name] = stack.enter_context(contextlib.closing(Worker(name, config)))
+        losses = {name: worker.first["loss"] for name, worker in workers.items()}
+        agree({name: loss for name, loss in losses.items() if name != BFLOAT16})
+        # The better of the rates at the size of the support and of the query set.
+        bare = {}
+        if config.convolutional:
+            bare = {f"products {n}": floor.products(config, network, n) for n in {*floor.support_and_query(config)}}
+        calls = {name: worker.run for name, worker in workers.items()}
+        times = by_turns(calls | {name: product.run for name, product in bare.items()}, repetitions, SECONDS)
 
     row: dict[str, Any] = {"title": setting.title, "losses": losses, "repetitions": len(times[OURS])}
-    seconds = {name: [value / step.updates for value in times[name]] for name, step in steps.items()}
+    row["processes"] = {name: worker.first for name, worker in workers.items()}
+    seconds = {name: [value / worker.updates for value in times[name]] for name, worker in workers.items()}
     row["seconds"] = {name: Spread.of(values)._asdict() for name, values in seconds.items()}
     ratios = [plain / ours for plain, ours in zip(seconds[PLAIN], seconds[OURS], strict=True)]
     row["plain_over_ours"] = Spread.of(ratios)._asdict()
@@ -82,6 +101,13 @@ def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) ->
         row["flop_per_second"] = 2 * rate
         row["floor_seconds"] = row["multiply_adds"] / rate
     return row
+
+
+def alone(function: Callable[..., dict], name: str, *arguments: Any) -> dict[str, Any]:
+    """What a function of a setting returns in a process of its own, with the threads that main.py sets."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, set_up_threads, (ALL[name].config,)) as pool:
+        return pool.submit(function, ALL[name], *arguments).result()
 
 
 def measure_generator(setting: Setting, repetitions: int) -> dict[str, Any]:
@@ -147,27 +173,30 @@ def spread(row: dict[str, Any], name: str) -> str:
 def report(values: dict[str, Any]) -> str:
     """The Markdown of what was measured so far; what was not stays empty."""
     rows = values["settings"].values()
-    names = [name for name in (PLAIN, WHOLE) if any(name in row.get("seconds", {}) for row in rows)]
-    titles = {PLAIN: "official structure, ms", WHOLE: "with all its query losses, ms"}
+    measured = {name for row in rows for name in row.get("seconds", {})}
+    names = [name for name in (PLAIN, PLAIN_SMALL, WHOLE) if name in measured]
+    variants = [name for name in OPTIONS if name in measured - {OURS}]
     steps = [
         [
             row["title"],
             *(spread(row, name) for name in names),
             spread(row, OURS),
             f"**{digits(row['plain_over_ours']['median'])}**" if "plain_over_ours" in row else "",
-            spread(row, FIRST_ORDER),
+            *(spread(row, name) for name in variants),
             digits(1000 * row["floor_seconds"]) if "floor_seconds" in row else "",
             digits(row["seconds"][OURS]["median"] / row["floor_seconds"]) if "floor_seconds" in row else "",
         ]
         for row in rows
     ]
-    header = ["meta-update", *(titles[name] for name in names), "ours, ms", "official / ours", "ours, first order, ms"]
-    text = ["# Speed\n", machine_lines(values["machine"]) + "\n", table([*header, "floor, ms", "ours / floor"], steps)]
+    titles = [TITLES[name] + ", ms" for name in [*names, OURS, *variants]]
+    titles.insert(len(names) + 1, "official / ours")
+    header = ["meta-update", *titles, "floor, ms", "ours / floor"]
+    text = ["# Speed\n", machine_lines(values["machine"]) + "\n", table(header, steps)]
     text.append(EXPLANATION.format(loop=formulations.UPDATES_IN_A_LOOP, agreement=AGREEMENT))
-    text.append("## Start and memory\n\nEach in a process of its own, one meta-update.\n")
+    text.append("## Start and memory\n\nThe first meta-update of each process.\n")
     starts = [
         [
-            f"{row['title']}: {name}",
+            f"{row['title']}: {TITLES[name]}",
             digits(probe["first_call_s"]),
             digits(probe["start_to_first_step_s"]),
             f"{probe['memory_peak'] / 2**20:.0f}",
@@ -206,19 +235,12 @@ def summary(part: dict[str, Any]) -> str:
     if "seconds" in part:
         times = ", ".join(f"{name} {spread(row, name)} ms" for name in part["seconds"])
         bare = f", floor {digits(1000 * part['floor_seconds'])} ms" if "floor_seconds" in part else ""
-        return f"{times}{bare}; {part['repetitions']} repetitions"
+        memory = ", ".join(f"{found['memory_peak'] / 2**20:.0f}" for found in part["processes"].values())
+        return f"{times}{bare}; {part['repetitions']} repetitions; peak memory {memory} MiB"
     if "episodes_per_second" in part:
         return f"generator {part['episodes_per_second']['median']:,.0f} episodes/s"
-    if "training" in part:
-        found = part["training"]
-        return (
-            f"training {digits(found['iterations_per_second'])} iterations/s, "
-            f"{digits(found['of_the_bare_step'])} of the bare rate"
-        )
-    return "; ".join(
-        f"{name}: first call {digits(found['first_call_s'])} s, peak {found['memory_peak'] / 2**20:.0f} MiB"
-        for name, found in part["processes"].items()
-    )
+    rate, share = part["training"]["iterations_per_second"], part["training"]["of_the_bare_step"]
+    return f"training {digits(rate)} iterations/s, {digits(share)} of the bare rate"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,10 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(ALL), default=list(SETTINGS), help="default: all but toy")
     parser.add_argument("--repetitions", type=count, default=15, help=f"at most; they end after {SECONDS} s a setting")
-    parser.add_argument("--whole_graph", action="store_true", help="also the official graph with all its query losses")
+    parser.add_argument(
+        "--also", nargs="+", choices=[WHOLE, RECOMPUTED, BFLOAT16], default=[], help="further columns, each in quotes"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of speed.md and speed.json")
     options = parser.parse_args(arguments)
-    names = (*DEFAULT, WHOLE) if options.whole_graph else DEFAULT
+    names = (*DEFAULT, *options.also)
 
     begin = time.perf_counter()
     tf.get_logger().setLevel("ERROR")  # every setting traces functions of its own, and is warned of it
@@ -238,9 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(machine_lines(values["machine"]))
     parts = {
         "steps": lambda name: measure_steps(ALL[name], names, options.repetitions),
-        "generator": lambda name: measure_generator(ALL[name], options.repetitions),
-        "training": lambda name: measure_training(ALL[name], rows[name]) if ALL[name].window else {},
-        "processes": lambda name: {"processes": {each: in_own_process(name, each) for each in names}},
+        "generator": lambda name: alone(measure_generator, name, options.repetitions),
+        "training": lambda name: alone(measure_training, name, rows[name]) if ALL[name].window else {},
     }
     for measure, name in itertools.product(parts.values(), options.settings):
         try:

@@ -115,6 +115,8 @@ class Config:
     save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
     summary_interval: int = _flag(100, "iterations between summaries", least=1)
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
+    bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
+    recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time")
     dtype: str = _flag("float32", "floating-point type of the whole computation", choices=("float32", "float64"))
 
     @classmethod
@@ -158,6 +160,8 @@ class Config:
             raise UserError("--num_classes=1: classification needs at least 2 classes")
         if self.datasource != "folder" and (self.image_size, self.channels) != (UNSET, UNSET):
             raise UserError("--image_size and --channels are for --datasource=folder only")
+        if self.bfloat16 and not (self.convolutional and self.dtype == "float32"):
+            raise UserError("--bfloat16 is for convolutional networks in float32 only")
         if self.channels not in (UNSET, 1, 3):
             raise UserError(f"--channels={self.channels}: must be 1 (grey) or 3 (colour)")
         smallest = 16 if self.convolutional and self.max_pool else 1

@@ -17,6 +17,8 @@ from maml.config import Config
 from maml.data_generator import Episodes
 from maml.networks import Network, Weights, is_adapted, per_task
 from maml.optimizer import AdamState, adam_init, adam_update
+from maml.parts import map_parts, part_size
+from maml.recompute import recomputed
 
 GRADIENT_LIMIT = 10.0
 
@@ -99,8 +101,9 @@ class MAML:
         inputa, labela, inputb, labelb = episodes
         fast = per_task(weights, inputa.shape[0])
         outputbs, lossesb = [], []
+        inner_step = recomputed(self.inner_step) if self.config.recompute else self.inner_step
         for step in range(num_updates):
-            fast, outputs, task_losses = self.inner_step(fast, inputa, labela)
+            fast, outputs, task_losses = inner_step(fast, inputa, labela)
             if step == 0:
                 outputa, lossesa = outputs, task_losses
             if every_step or step == num_updates - 1:
@@ -110,11 +113,17 @@ class MAML:
 
     def meta_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
         """The meta-loss, mean over tasks of the query loss after the last step, and its gradient by θ."""
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            outcome = self.task_metalearn(weights, episodes, self.config.num_updates)
-            meta_loss = tf.reduce_mean(outcome.lossesb[-1])
-        return meta_loss, tape.gradient(meta_loss, weights, unconnected_gradients="zero")
+
+        def of_part(episodes: Episodes) -> tuple[tf.Tensor, Weights]:
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                outcome = self.task_metalearn(weights, episodes, self.config.num_updates)
+                meta_loss = tf.reduce_mean(outcome.lossesb[-1])
+            return meta_loss, tape.gradient(meta_loss, weights, unconnected_gradients="zero")
+
+        like = (tf.zeros([], self.config.dtype), weights)
+        parts = map_parts(of_part, episodes, part_size(self.network, episodes), like)
+        return tf.nest.map_structure(lambda values: tf.reduce_mean(values, 0), parts)
 
     def pretrain_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
         """The mean support loss before adaptation, and its gradient by θ."""
@@ -151,10 +160,18 @@ class MAML:
         Returns:
             "loss" and, for classification, "accuracy": [tasks, num_updates + 1].
         """
-        outcome = self.task_metalearn(weights, episodes, num_updates, every_step=True)
-        measures = {"loss": tf.stack([outcome.lossesa, *outcome.lossesb], 1)}
-        if self.config.classification:
-            before = losses.accuracy(outcome.outputa, episodes.labela)
-            after = [losses.accuracy(outputs, episodes.labelb) for outputs in outcome.outputbs]
-            measures["accuracy"] = tf.stack([before, *after], 1)
-        return measures
+
+        def of_part(episodes: Episodes) -> dict[str, tf.Tensor]:
+            outcome = self.task_metalearn(weights, episodes, num_updates, every_step=True)
+            measures = {"loss": tf.stack([outcome.lossesa, *outcome.lossesb], 1)}
+            if self.config.classification:
+                before = losses.accuracy(outcome.outputa, episodes.labela)
+                after = [losses.accuracy(outputs, episodes.labelb) for outputs in outcome.outputbs]
+                measures["accuracy"] = tf.stack([before, *after], 1)
+            return measures
+
+        size = part_size(self.network, episodes)
+        measure = tf.zeros([size, num_updates + 1], self.config.dtype)
+        like = {"loss": measure} | ({"accuracy": measure} if self.config.classification else {})
+        parts = map_parts(of_part, episodes, size, like)
+        return {name: tf.reshape(values, [-1, num_updates + 1]) for name, values in parts.items()}

@@ -24,7 +24,6 @@ Weights = dict[str, tf.Tensor]
 BATCH_NORM_EPSILON = 0.001
 LAYER_NORM_EPSILON = 1e-12
 CONV_BLOCKS = 4
-LARGEST_MAP = 20_000_000  # numbers in the first map of the tasks that run together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Network:
     dim_output: outputs of an example.
     dim_hidden: units of the hidden layers (fully connected) or filters of every block.
     image_size, channels: of the images; 0 where there are none.
+    bfloat16: the convolutions round their inputs and kernels to bfloat16.
     flat_head: the head reads the flattened last map; otherwise its mean over space.
     """
 
@@ -48,6 +48,7 @@ class Network:
     max_pool: bool = False
     flat_head: bool = False
     dtype: str = "float32"
+    bfloat16: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> "Network":
@@ -68,6 +69,7 @@ class Network:
             max_pool=config.max_pool,
             flat_head=config.datasource != "omniglot",
             dtype=config.dtype,
+            bfloat16=config.bfloat16,
         )
 
     @property
@@ -77,6 +79,12 @@ class Network:
         for _ in range(CONV_BLOCKS):
             size = size // 2 if self.max_pool else math.ceil(size / 2)
         return size
+
+    @property
+    def largest_map(self) -> int:
+        """Numbers in the first block's map of an example."""
+        size = self.image_size if self.max_pool else math.ceil(self.image_size / 2)
+        return size**2 * self.dim_hidden[0]
 
     def construct_weights(self, seed: int) -> Weights:
         """Fresh weights, a function of `seed` alone, in `dtype`."""
@@ -171,15 +179,6 @@ def forward_fc(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
     """Four blocks, then the head on the flattened map or on its mean over space."""
     tasks, examples = inp.shape[0], inp.shape[1]
-    together = max(1, LARGEST_MAP // (examples * network.image_size**2 * network.dim_hidden[0]))
-    if tasks > together and network.max_pool:
-        # Maps of many tasks fall out of the cache and fill the memory: take a few tasks at a time.
-        parts = []
-        for start in range(0, tasks, together):
-            some = slice(start, start + together)
-            own = {name: weight[some] if is_adapted(name) else weight for name, weight in weights.items()}
-            parts.append(forward_conv(inp[some], own, network))
-        return tf.concat(parts, 0)
     size = network.image_size
     hidden = ops.to_groups(tf.reshape(inp, [tasks, examples, size, size, network.channels]))
     for block in range(CONV_BLOCKS):
@@ -204,11 +203,15 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -
         block: 0 to 3; the weights are conv<block + 1>, b<block + 1>.
     """
     kernel, bias = weights[f"conv{block + 1}"], weights[f"b{block + 1}"]
-    hidden = ops.conv2d(inp, kernel, stride=1 if network.max_pool else 2)
+    stride = 1 if network.max_pool else 2
+    if network.bfloat16:
+        rounded = ops.conv2d(tf.cast(inp, tf.bfloat16), tf.cast(kernel, tf.bfloat16), stride)
+        hidden = tf.cast(rounded, network.dtype)
+    else:
+        hidden = ops.conv2d(inp, kernel, stride)
     if network.norm == "batch_norm":
-        standardize = ops.standardize_and_pool if network.max_pool else ops.standardize
         shift = tf.tile(weights[f"model/{block}/beta"], [kernel.shape[0]])
-        return tf.nn.relu(standardize(hidden, BATCH_NORM_EPSILON) + shift)
+        return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window=2 if network.max_pool else 1)
     hidden += tf.reshape(bias, [-1])
     if network.norm == "layer_norm":
         split = tf.reshape(hidden, [*hidden.shape[:3], kernel.shape[0], -1])

@@ -9,11 +9,14 @@ derivative. `tests/test_central_differences.py` proves it in float64.
 """
 
 import functools
+import math
 
 import tensorflow as tf
 
 # Fuses passes over memory into one; used for element-wise work only, which is where XLA gains on a CPU.
 fused = functools.partial(tf.function, jit_compile=True, autograph=False)
+
+NOBODY = 9  # larger than any position in a window
 
 
 def to_groups(inp: tf.Tensor) -> tf.Tensor:
@@ -41,7 +44,7 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
         [examples, ceil(height / stride), ceil(width / stride), tasks · out].
     """
     tasks, *size, filters = kernel.shape
-    if inp.dtype == tf.float32 and _has_grouped_gradients():
+    if inp.dtype != tf.float64 and _has_grouped_gradients(inp.dtype):
         kernel = tf.reshape(tf.transpose(kernel, [1, 2, 3, 0, 4]), [*size, tasks * filters])
         return tf.nn.conv2d(inp, kernel, stride, "SAME")
     pairs = zip(tf.split(inp, tasks, -1), tf.unstack(kernel), strict=True)
@@ -49,12 +52,12 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
 
 
 @functools.cache
-def _has_grouped_gradients() -> bool:
-    """Whether this machine can differentiate a float32 grouped convolution; on a CPU, oneDNN can."""
+def _has_grouped_gradients(dtype: tf.DType) -> bool:
+    """Whether this machine can differentiate a grouped convolution; on a CPU, oneDNN can."""
 
     @tf.function(autograph=False)
     def probe():
-        inp, kernel = tf.ones([1, 4, 4, 4]), tf.ones([3, 3, 2, 4])
+        inp, kernel = tf.ones([1, 4, 4, 4], dtype), tf.ones([3, 3, 2, 4], dtype)
         with tf.GradientTape() as tape:
             tape.watch((inp, kernel))
             out = tf.nn.conv2d(inp, kernel, 1, "SAME")
@@ -68,61 +71,56 @@ def _has_grouped_gradients() -> bool:
     return True
 
 
-def standardize(inp: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """(x − mean) / √(variance + ε) of every channel, over [examples, height, width].
+def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, window: int) -> tf.Tensor:
+    """Max pooling of relu((x − mean) / √(variance + ε) + shift), mean and variance of each channel.
 
-    tf.nn.moments would stop the gradient through the mean inside the variance, which leaves
-    first derivatives right and second derivatives wrong; the means here are plain.
+    tf.nn.moments would stop the gradient through the mean inside the variance, which leaves first
+    derivatives right and second derivatives wrong. Here both are closed forms: tapes would make
+    many more passes over maps that do not fit a cache.
+
+    With y the standardized x and r = (variance + ε)^−½, let P select each window's largest entry
+    where the ReLU passes it, and Pᵀ put it back. For q = Pᵀ dout, a = ⟨q⟩ and b = ⟨q y⟩, the means
+    of every channel, the first derivative is dx = r (q − a − b y); `second` differentiates that.
 
     Args:
         inp: [examples, height, width, channels].
+        shift: [channels].
         epsilon: ε.
-    """
-    centred = inp - tf.reduce_mean(inp, [0, 1, 2])
-    variance = tf.reduce_mean(tf.square(centred), [0, 1, 2])
-    return centred * tf.math.rsqrt(variance + epsilon)
-
-
-def standardize_and_pool(inp: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """2×2 VALID max pooling of `standardize`, with most sums over the pooled map, a quarter as large.
-
-    With P the selection of each window's largest entry (Pᵀ puts a value back there), the
-    derivative is P J and its transpose J Pᵀ; the formulas are those of `standardize` for u = Pᵀq.
-
-    Args:
-        inp: [examples, height, width, channels].
-        epsilon: of the variance.
+        window: height and width of the pooling's windows, VALID; 1: no pooling.
 
     Returns:
-        [examples, height // 2, width // 2, channels].
+        [examples, height // window, width // window, channels].
     """
 
     @tf.custom_gradient
-    def op(x):
-        y, r = _standardized(x, epsilon)
-        top, winner = _pool(y)
-        share = top.shape.num_elements() / y.shape.num_elements()  # ⟨Pᵀq⟩ is this share of the mean of q
+    def op(x, shift):
+        mean = _mean(x)
+        r = tf.math.rsqrt(_mean(_squared_distance(x, mean)) + tf.constant(epsilon, x.dtype))
+        out, winner = _forward(x, mean, r, shift, window)
+        rows = math.prod(x.shape[:3])
+        share = math.prod(out.shape[:3]) / rows  # the mean of Pᵀq is this share of the mean of q
 
-        def gradient(dtop):
+        def gradient(dout):
             @tf.custom_gradient
-            def first(dtop, x):
-                a, b = share * _mean(dtop), share * _mean(dtop * top)
-                dx = _first_pass(dtop, winner, y, r, -r * b, -r * a)
+            def first(dout, x):
+                q, q_y = _passed(dout, winner, out, shift)
+                a, b = share * _mean(q), share * _mean(q_y)
+                dx = _first_pass(dout, winner, x, mean, r, a, b, window)
 
-                def second(u):
-                    c, d = _mean(u), _mean(_multiply(u, y))
-                    du = r * (_select(u, winner) - c - d * top)  # P J u
-                    e, rr = share * _mean(du * dtop), r * r
-                    own = 2 * rr * b * d - r * e
-                    return du, _second_pass(dtop, winner, y, u, -rr * d, own, rr * (d * a + b * c), -rr * b)
+                def second(u, u_shift):
+                    c, d = _mean(u), _mean(_times_y(u, x, mean, r))
+                    ddout, e_terms = _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window)
+                    e = share * _mean(e_terms)
+                    terms = (r * r * d, 2 * r * r * b * d - r * e, r * r * (a * d + b * c), r * r * b)
+                    return ddout, _second_pass(dout, winner, x, u, mean, r, terms, window)
 
-                return dx, second
+                return (dx, rows * a), second
 
-            return first(dtop, x)
+            return first(dout, x)
 
-        return top, gradient
+        return out, gradient
 
-    return op(inp)
+    return op(inp, shift)
 
 
 def max_pool(inp: tf.Tensor) -> tf.Tensor:
@@ -130,7 +128,7 @@ def max_pool(inp: tf.Tensor) -> tf.Tensor:
 
     Not tf.nn.max_pool2d, whose second derivative XLA rounds to 8 bits.
     """
-    return functools.reduce(tf.maximum, _windows(inp, inp.shape[1] // 2, inp.shape[2] // 2))
+    return functools.reduce(tf.maximum, _windows(inp, 2))
 
 
 def _mean(x: tf.Tensor) -> tf.Tensor:
@@ -139,67 +137,72 @@ def _mean(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.ones([1, x.shape[0]], x.dtype) @ x, [x.shape[1]]) / x.shape[0]
 
 
-def _standardized(x: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """The standardized x and r = (variance + ε)^−½, [channels]."""
-    mean = _mean(x)
-    r = tf.math.rsqrt(_mean(_squared_distance(x, mean)) + tf.constant(epsilon, x.dtype))
-    return _scaled_distance(x, mean, r), r
-
-
 @fused
 def _squared_distance(x, mean):
     return tf.square(x - mean)
 
 
 @fused
-def _scaled_distance(x, mean, scale):
-    return (x - mean) * scale
-
-
-@fused
-def _multiply(a, b):
-    return a * b
-
-
-def _windows(x: tf.Tensor, height: int, width: int) -> list[tf.Tensor]:
-    """The four members of every 2×2 window, [n, height, width, c] each; an odd last row or column is dropped."""
-    x = tf.reshape(x[:, : 2 * height, : 2 * width], [x.shape[0], height, 2, width, 2, x.shape[3]])
-    return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
-
-
-@fused
-def _pool(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """P y and which member of its window each entry was, int8; the first of equals, as in tf.nn.max_pool2d."""
-    members = _windows(y, y.shape[1] // 2, y.shape[2] // 2)
+def _forward(x, mean, r, shift, window):
+    """The output, and which member of its window each entry was, int8; `NOBODY` where the ReLU is shut."""
+    members = _windows((x - mean) * r, window)
     top, winner = members[0], tf.zeros(members[0].shape, tf.int32)
     for position, member in enumerate(members[1:], start=1):
-        winner = tf.where(member > top, position, winner)
+        winner = tf.where(member > top, position, winner)  # the first of equals, as in tf.nn.max_pool2d
         top = tf.maximum(member, top)
-    return top, tf.cast(winner, tf.int8)
+    out = tf.nn.relu(top + shift)
+    return out, tf.cast(tf.where(out > 0, winner, NOBODY), tf.int8)
 
 
 @fused
-def _select(u: tf.Tensor, winner: tf.Tensor) -> tf.Tensor:
-    """P u: each window's winning member."""
-    first, second, third, fourth = _windows(u, *winner.shape[1:3])
-    return tf.where(winner < 2, tf.where(winner == 0, first, second), tf.where(winner == 2, third, fourth))
+def _passed(dout, winner, out, shift):
+    q = tf.where(winner < NOBODY, dout, tf.zeros([], dout.dtype))
+    return q, q * (out - shift)
 
 
-def _spread(q: tf.Tensor, winner: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+@fused
+def _times_y(u, x, mean, r):
+    return u * ((x - mean) * r)
+
+
+@fused
+def _first_pass(dout, winner, x, mean, r, a, b, window):
+    return r * (_spread(dout, winner, x.shape, window) - a - b * ((x - mean) * r))
+
+
+@fused
+def _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window):
+    """The cotangent of dout, P (r (u − c − d y) + u_shift), and its product with dout but for the shift."""
+    zero = tf.zeros([], u.dtype)
+    selected = zero
+    for position, member in enumerate(_windows(u, window)):
+        selected = tf.where(winner == position, member, selected)
+    along = tf.where(winner < NOBODY, r * (selected - c - d * (out - shift)), zero)
+    return along + tf.where(winner < NOBODY, u_shift, zero), along * dout
+
+
+@fused
+def _second_pass(dout, winner, x, u, mean, r, terms, window):
+    of_q, of_y, constant, of_u = terms
+    return of_y * ((x - mean) * r) + constant - of_q * _spread(dout, winner, x.shape, window) - of_u * u
+
+
+def _windows(x: tf.Tensor, window: int) -> list[tf.Tensor]:
+    """The members of every window, [n, height // window, width // window, c] each; a rest is dropped."""
+    if window == 1:
+        return [x]
+    height, width = x.shape[1] // window, x.shape[2] // window
+    x = tf.reshape(x[:, : window * height, : window * width], [x.shape[0], height, window, width, window, x.shape[3]])
+    return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
+
+
+def _spread(q: tf.Tensor, winner: tf.Tensor, shape: tf.TensorShape, window: int) -> tf.Tensor:
     """Pᵀ q: q at each window's winner, zero elsewhere."""
     examples, height, width, channels = q.shape
-    position = tf.reshape(tf.constant([0, 1, 2, 3], tf.int8), [1, 1, 2, 1, 2, 1])
-    here = winner[:, :, None, :, None] == position
-    whole = tf.where(here, q[:, :, None, :, None], tf.zeros([], q.dtype))
-    whole = tf.reshape(whole, [examples, 2 * height, 2 * width, channels])
-    return tf.pad(whole, [[0, 0], [0, shape[1] - 2 * height], [0, shape[2] - 2 * width], [0, 0]])
-
-
-@fused
-def _first_pass(q, winner, y, scale, a, b):
-    return _spread(scale * q, winner, y.shape) + a * y + b
-
-
-@fused
-def _second_pass(q, winner, y, u, scale, a, b, c):
-    return _spread(scale * q, winner, y.shape) + a * y + b + c * u
+    zero = tf.zeros([], q.dtype)
+    if window == 1:
+        return tf.where(winner < NOBODY, q, zero)
+    position = tf.reshape(tf.constant([*range(window**2)], tf.int8), [1, 1, window, 1, window, 1])
+    whole = tf.where(winner[:, :, None, :, None] == position, q[:, :, None, :, None], zero)
+    whole = tf.reshape(whole, [examples, window * height, window * width, channels])
+    return tf.pad(whole, [[0, 0], [0, shape[1] - window * height], [0, shape[2] - window * width], [0, 0]])

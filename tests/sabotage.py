@@ -39,18 +39,18 @@ BREAKAGES = [
         SCALE,
     ),
     Breakage(
-        "`tf.nn.moments` in batch-norm (strided)",
-        "maml/ops.py",
-        "    centred = inp - tf.reduce_mean(inp, [0, 1, 2])\n"
-        "    variance = tf.reduce_mean(tf.square(centred), [0, 1, 2])\n",
-        "    mean, variance = tf.nn.moments(inp, [0, 1, 2])\n    centred = inp - mean\n",
+        "`tf.nn.moments` in batch-norm (fully connected)",
+        "maml/networks.py",
+        "    centred = inp - tf.reduce_mean(inp, axes, keepdims=True)\n"
+        "    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)\n",
+        "    mean, variance = tf.nn.moments(inp, axes, keepdims=True)\n    centred = inp - mean\n",
         SECOND,
     ),
     Breakage(
-        "second derivative of pooled batch-norm without its dependence on the variance",
+        "second derivative of convolutional batch-norm without its dependence on the variance",
         "maml/ops.py",
-        "own = 2 * rr * b * d - r * e",
-        "own = 2 * rr * b * d",
+        "2 * r * r * b * d - r * e",
+        "2 * r * r * b * d",
         SECOND,
     ),
     Breakage(

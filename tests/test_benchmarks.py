@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import floor, growth, measure, official_structure, probe, speed
-from benchmarks.formulations import OURS, PLAIN, WHOLE, build
+from benchmarks import floor, growth, measure, official_structure, speed
+from benchmarks.formulations import BFLOAT16, OURS, PLAIN, WHOLE, build
 from benchmarks.settings import ALL, random_data
+from benchmarks.worker import Worker
 from maml.config import Config
 from maml.networks import Network
 from maml.optimizer import adam_init
@@ -119,20 +120,54 @@ def test_the_sinusoid_is_measured_as_training_runs_it():
     assert steps[OURS].updates == 100
 
 
+class InThisProcess:
+    """Stands in for a `Worker`, whose process takes seconds to start."""
+
+    def __init__(self, formulation: str, config: Config):
+        step = build(formulation, config, random_data(config))
+        self.updates, self.run = step.updates, functools.partial(step.run, step.updates)
+        times = {"first_call_s": 1.0, "start_to_first_step_s": 2.0}
+        self.first = times | {"loss": step.run(1), "memory_before": 1 << 20, "memory_peak": 3 << 20}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def test_a_worker_measures_in_its_own_process():
+    config = ALL["toy"].config
+    worker = Worker(OURS, config)
+    worker.run()
+    worker.close()
+    expected = build(OURS, config, random_data(config)).run(1)
+    np.testing.assert_allclose(worker.first["loss"], expected, rtol=1e-5)
+    assert 0 < worker.first["memory_before"] <= worker.first["memory_peak"]
+    assert worker.first["first_call_s"] < worker.first["start_to_first_step_s"]
+
+
+def test_a_worker_that_fails_says_so():
+    with pytest.raises(RuntimeError, match="nonsense"):
+        Worker("nonsense", ALL["toy"].config)
+
+
 def test_speed_writes_its_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "DEFAULT", (PLAIN, OURS))
-    monkeypatch.setattr(speed, "in_own_process", lambda setting, name: probe.probe(setting, name, started=0.0))
-    assert speed.main(["--settings", "toy", "--repetitions", "2", "--output", str(tmp_path)]) == 0
+    monkeypatch.setattr(speed, "Worker", InThisProcess)
+    monkeypatch.setattr(speed, "alone", lambda function, name, *arguments: function(ALL[name], *arguments))
+    also = ["--also", BFLOAT16]
+    assert speed.main(["--settings", "toy", "--repetitions", "2", "--output", str(tmp_path), *also]) == 0
     values = json.loads((tmp_path / "speed.json").read_text())
     row = values["settings"]["toy"]
     assert row.keys() >= {"seconds", "floor_seconds", "episodes_per_second", "training", "processes"}
+    assert row["seconds"].keys() == {PLAIN, OURS, BFLOAT16}
     assert values["machine"]["tensorflow"] == tf.__version__
     text = (tmp_path / "speed.md").read_text()
     assert f"| {ALL['toy'].title} |" in text
+    assert "| official structure, ms | ours, ms | official / ours | ours, bfloat16, ms |" in text
     assert "toy: plain" in capsys.readouterr().out
 
 
 def test_growth_writes_its_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "Worker", InThisProcess)
     monkeypatch.setattr(growth, "SETTINGS", {"omniglot_5w1s": ALL["toy"]})
     monkeypatch.setattr(growth, "FACTORS", {"meta_batch_size": (2,), "num_updates": (1, 2)})
     assert growth.main(["--repetitions", "1", "--output", str(tmp_path)]) == 0

@@ -3,6 +3,8 @@
 Eagerly, in a graph or by XLA; tasks together or one by one; in float64 or float32.
 """
 
+import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from maml import parts
+from maml.config import Config
 from maml.data_generator import Episodes
 from maml.maml import MAML
-from maml.networks import Weights
+from maml.networks import Network, Weights
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
 
 DENSE = [("sinusoid", "None"), ("fc", "batch_norm"), ("sinusoid", "layer_norm")]
@@ -118,7 +122,7 @@ def test_float32_equals_float64(network, norm):
     assert relative_error(single, double) < TOLERANCES["float32"]
 
 
-def test_tasks_of_many_images_equal_tasks_of_few():
+def test_many_tasks_in_kernels_they_share_equal_tasks_alone():
     """A task's numbers are its own, too, where its convolutions share kernels with forty others."""
     model = tiny_model("strided, mean head", "batch_norm", num_updates=1)
     weights, episodes = tiny_weights(model, 6), tiny_episodes(model, 8, tasks=41)
@@ -126,3 +130,57 @@ def test_tasks_of_many_images_equal_tasks_of_few():
     alone = [model.task_metalearn(weights, Episodes(*(t[i : i + 1] for t in episodes)), 1).lossesb[0] for i in (0, 40)]
     np.testing.assert_allclose(together[0], alone[0][0], rtol=TOLERANCES["float64"])
     np.testing.assert_allclose(together[40], alone[1][0], rtol=TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("network", "norm"), [CONVOLUTIONAL[0], CONVOLUTIONAL[3]])
+def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
+    model, weights, episodes = setting(network, norm, "float64", tasks=4)
+    results = []
+    for cores, size in ((1, 4), (2, 2)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert parts.part_size(model.network, episodes) == size
+        results.append(everything(model, in_a_graph)(weights, episodes))
+    assert relative_error(*results) < TOLERANCES["float64"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "on_two_cores", "on_sixteen"),
+    [
+        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 32}, 8, 2),
+        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 16, "num_classes": 20}, 4, 1),
+        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 7}, 1, 1),
+        ({"datasource": "miniimagenet", "update_batch_size": 1}, 1, 1),
+        ({"datasource": "sinusoid"}, 25, 25),
+    ],
+)
+def test_parts_fit_the_cache_and_feed_the_cores(flags, on_two_cores, on_sixteen, monkeypatch):
+    """First maps of 14², 14², 14² and 84² with 64, 64, 64 and 32 filters, of 5, 20, 5 and 5 images."""
+    config = Config.from_flags(flags)
+    support = tf.zeros([config.meta_batch_size, config.num_classes * config.update_batch_size, 1])
+    for cores, size in ((2, on_two_cores), (16, on_sixteen)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        episodes = Episodes(support, support, support, support)
+        assert parts.part_size(Network.from_config(config), episodes) == size
+
+
+@pytest.mark.parametrize(
+    ("network", "norm", "mode"), [(*DENSE[0], eagerly), (*DENSE[0], by_xla), (*CONVOLUTIONAL[3], in_a_graph)]
+)
+def test_recomputed_steps_give_the_same_gradient(network, norm, mode):
+    model, weights, episodes = setting(network, norm, "float64")
+    again = MAML(model.config.replace(recompute=True), model.network)
+    expected, actual = (everything(each, mode)(weights, episodes) for each in (model, again))
+    assert relative_error(actual, expected) < TOLERANCES["float64"]
+
+
+@pytest.mark.parametrize(("network", "norm"), [CONVOLUTIONAL[0], CONVOLUTIONAL[3]])
+def test_bfloat16_convolutions_round_and_no_more(network, norm):
+    model, weights, episodes = setting(network, norm, "float32")
+    rounded = dataclasses.replace(model.network, bfloat16=True)
+    expected, outputs = (network.forward(episodes.inputa, weights) for network in (model.network, rounded))
+    error = relative_error({"outputs": outputs}, {"outputs": expected})
+    assert 1e-5 < error < 0.05  # eight bits, through four layers
+    loss, gradient = MAML(model.config, rounded).meta_gradient(weights, episodes)
+    for value in (outputs, loss, *gradient.values()):
+        assert value.dtype == tf.float32
+        assert np.isfinite(value).all()
