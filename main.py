@@ -89,15 +89,16 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
     """Trains, and returns the exit code."""
     from maml.data_generator import DataGenerator
     from maml.maml import MAML
-    from maml.runs import open_run
+    from maml.runs import lock_run, open_run
     from maml.training import train
 
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
-    folder, notes = open_run(config)
-    print_setting(config, given)
-    for note in notes:
-        print(note)
-    trained = train(config, MAML(config), data, folder)
+    with lock_run(config):
+        folder, notes = open_run(config)
+        print_setting(config, given)
+        for note in notes:
+            print(note)
+        trained = train(config, MAML(config), data, folder)
     done = trained.progress.iteration
     if not trained.finished:
         print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")

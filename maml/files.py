@@ -1,8 +1,10 @@
 """Writing files so that a reader finds the old one or the new one, whole, and never a part."""
 
 import contextlib
+import fcntl
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file as a whole."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which the kernel frees when the process ends, however it ends.
+
+    The file stays. Its text, `host process`, is for the one who is refused.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    try:
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --logdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            host, _, process = file.read().partition(" ")
+            raise UserError(
+                f"{path}: process {process or 'unknown'} on {host or 'an unknown host'} trains in this folder; "
+                "wait for it, stop it, or choose another --logdir"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a --logdir elsewhere") from error
+        file.truncate(0)
+        file.write(f"{platform.node()} {os.getpid()}")
+        file.flush()
+        yield
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 `<logdir>/<exp_string>/run.json` keeps a run's flags and versions.
 """
 
+import contextlib
 import datetime
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from maml.config import Config
 from maml.errors import UserError
-from maml.files import make_folder, read_json, write_json
+from maml.files import locked, make_folder, read_json, write_json
 
 RUN_FILE = "run.json"
 REPLACED = ".replaced-"
@@ -39,6 +41,21 @@ HARMLESS_FIELDS = (
 def run_folder(config: Config) -> Path:
     """`<logdir>/<exp_string>`; logdir is logs/<datasource> unless given."""
     return Path(config.logdir or f"logs/{config.datasource}") / config.exp_string
+
+
+@contextlib.contextmanager
+def lock_run(config: Config) -> Iterator[None]:
+    """Keeps every other process from training in the folder of `config`.
+
+    The lock stands beside the folder, which may be moved aside.
+
+    Raises:
+        UserError: another process trains there, or the log folder cannot be written.
+    """
+    folder = run_folder(config)
+    make_folder(folder.parent)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        yield
 
 
 def open_run(config: Config) -> tuple[Path, list[str]]:
