@@ -108,6 +108,8 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
         print(f"Trained: {done} iterations{now} in {trained.seconds:.0f} s.")
     else:
         print(f"This run is already finished: {done} iterations.")
+    if trained.progress.skipped:
+        print(f"Skipped: {trained.progress.skipped} updates that were not finite (--on_nan=skip).")
     print(f"Checkpoints: {folder}")
     if config.log:
         print(f"TensorBoard: tensorboard --logdir={folder.parent}")

@@ -92,7 +92,7 @@ def _in_a_loop(model: MAML, data: DataGenerator) -> Formulation:
     fresh, update = model.init_state(), make_update(model, data)
 
     def run(count: int) -> float:
-        _, loss = update(fresh, tf.constant(0), tf.constant(count))
+        _, loss, _ = update(fresh, tf.constant(0), tf.constant(count))
         tf.test.experimental.sync_devices()
         return float(loss)
 

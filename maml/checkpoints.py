@@ -32,11 +32,13 @@ class Progress(NamedTuple):
     iteration: updates done, pre-training included; the next one to do.
     pending: float64 [n, 2], pre- and post-update values of the summaries since the last printed line.
     best: best validation value so far (accuracy, or minus the loss); -inf before the first.
+    skipped: updates left out because they were not finite.
     """
 
     iteration: int
     pending: np.ndarray
     best: float
+    skipped: int = 0
 
 
 class Checkpoint(NamedTuple):
@@ -113,6 +115,7 @@ def save(folder: Path, state: TrainState, progress: Progress, stem: str = "model
         "training/iteration": tf.constant(progress.iteration, tf.int64),
         "training/pending": tf.constant(progress.pending, tf.float64),
         "training/best": tf.constant(progress.best, tf.float64),
+        "training/skipped": tf.constant(progress.skipped, tf.int64),
     }
     temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -193,7 +196,10 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
 
     state = TrainState(weights, read_adam("training/pretrain"), read_adam("training/metatrain"))
     progress = Progress(
-        int(tensors["training/iteration"]), tensors["training/pending"], float(tensors["training/best"])
+        int(tensors["training/iteration"]),
+        tensors["training/pending"],
+        float(tensors["training/best"]),
+        int(tensors.get("training/skipped", 0)),
     )
     return state, progress
 

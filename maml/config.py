@@ -114,6 +114,11 @@ class Config:
     val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0)
     save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
     summary_interval: int = _flag(100, "iterations between summaries", least=1)
+    on_nan: str = _flag(
+        "stop",
+        "what to do about an update whose loss or gradient is not finite: stop, or skip it and count it",
+        choices=("stop", "skip"),
+    )
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
     recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time")

@@ -47,6 +47,12 @@ class TrainState(NamedTuple):
     metatrain: AdamState
 
 
+def clipped(gradient: tf.Tensor) -> tf.Tensor:
+    """Each element clipped to [−10, 10]; one that is not finite stays so, and is noticed."""
+    limited = tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)
+    return tf.where(tf.math.is_finite(gradient), limited, gradient)
+
+
 class MAML:
     """The learner: a network, its loss, and how both are adapted and meta-trained."""
 
@@ -141,10 +147,7 @@ class MAML:
         """One Adam step on the meta-loss; returns the loss before it."""
         loss, gradients = self.meta_gradient(state.weights, episodes)
         if self.config.clips_gradient:
-            gradients = {
-                name: tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)
-                for name, gradient in gradients.items()
-            }
+            gradients = {name: clipped(gradient) for name, gradient in gradients.items()}
         weights, adam = adam_update(state.weights, gradients, state.metatrain, self.config.meta_lr)
         return state._replace(weights=weights, metatrain=adam), loss
 

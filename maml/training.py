@@ -15,6 +15,7 @@ from maml import checkpoints
 from maml.checkpoints import Progress
 from maml.config import Config
 from maml.data_generator import DataGenerator
+from maml.diagnosis import all_finite, first_non_finite
 from maml.errors import UserError
 from maml.evaluation import Evaluator
 from maml.maml import MAML, TrainState
@@ -42,9 +43,10 @@ class Trained(NamedTuple):
 
 
 def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Tensor, tf.Tensor], tuple]:
-    """The compiled `update(state, first, count)` → (state, last loss): `count` iterations from `first` on.
+    """The compiled `update(state, first, count)` → (state, last loss, finite): `count` iterations from `first` on.
 
-    Episodes are sampled inside, so nothing but the state goes in and out.
+    Episodes are sampled inside, so nothing but the state goes in and out. `finite`: whether every
+    loss and everything in the new state is.
     """
     config = model.config
 
@@ -61,15 +63,17 @@ def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Te
         )
 
     @tf.function(jit_compile=model.compiled, autograph=False)
-    def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
-        loss = tf.constant(0.0, config.dtype)
-        _, state, loss = tf.while_loop(
-            lambda iteration, state, loss: iteration < first + count,
-            lambda iteration, state, loss: (iteration + 1, *one(state, iteration)),
-            (first, state, loss),
-            parallel_iterations=1,
+    def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor, tf.Tensor]:
+        def body(iteration: tf.Tensor, state: TrainState, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
+            state, loss = one(state, iteration)
+            return iteration + 1, state, loss, finite & tf.math.is_finite(loss)
+
+        start = (first, state, tf.constant(0.0, config.dtype), tf.constant(True))
+        _, state, loss, finite = tf.while_loop(
+            lambda iteration, *_: iteration < first + count, body, start, parallel_iterations=1
         )
-        return state, loss
+        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
+        return state, loss, finite & all_finite(state)
 
     return update
 
@@ -104,13 +108,14 @@ class _Training:
     """One call of `train`: the loop and what it calls, with the state they share."""
 
     def __init__(self, config: Config, model: MAML, data: DataGenerator, folder: Path):
-        self.config, self.folder = config, folder
+        self.config, self.model, self.data, self.folder = config, model, data, folder
         self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
         fresh = (model.init_state(), Progress(0, np.zeros([0, 2]), -np.inf))
         self.state, progress = restore_latest(folder, fresh[0]) or fresh
         self.start = self.iteration = progress.iteration
         self.per_call = 1
         self.pending, self.best = [tuple(row) for row in progress.pending], progress.best
+        self.skipped = progress.skipped
         if self.start:
             print(f"Going on from iteration {self.start} ({folder})")
 
@@ -140,7 +145,7 @@ class _Training:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.iteration, np.array(self.pending, np.float64).reshape(-1, 2), self.best)
+        return Progress(self.iteration, np.array(self.pending, np.float64).reshape(-1, 2), self.best, self.skipped)
 
     def advance(self) -> None:
         """Runs iterations up to the next one at which something is due, or for half a second."""
@@ -149,10 +154,8 @@ class _Training:
         due = min(interval - self.iteration % interval for interval in intervals)
         count = min(due, config.total_iterations - self.iteration, self.per_call)
         begin = time.perf_counter()
-        state, loss = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
-        if not np.isfinite(loss):
-            self.refuse_non_finite(count)
-        self.state = state
+        state, _, finite = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
+        self.state = state if finite else self.one_by_one(count)
         each = (time.perf_counter() - begin) / count
         # The first call compiles; its time says nothing.
         if self.iteration > self.start:
@@ -160,17 +163,27 @@ class _Training:
         self.iteration += count
         self.bar.update(count)
 
-    def refuse_non_finite(self, count: int) -> None:
-        """Finds the first of the coming iterations whose loss is not finite, and stops there."""
+    def one_by_one(self, count: int) -> TrainState:
+        """Repeats iterations not all of which were finite; stops at the first that is not, or skips those."""
         state = self.state
         for iteration in range(self.iteration, self.iteration + count):
-            state, loss = self.update(state, tf.constant(iteration), tf.constant(1))
-            if not np.isfinite(loss):
-                break
+            updated, _, finite = self.update(state, tf.constant(iteration), tf.constant(1))
+            if finite:
+                state = updated
+            elif self.config.on_nan == "skip":
+                self.skipped += 1
+            else:
+                self.refuse(state, iteration)
+        return state
+
+    def refuse(self, state: TrainState, iteration: int) -> None:
+        """Raises UserError that names what is not finite in this iteration."""
+        episodes = self.data.episodes("train", iteration, self.config.meta_batch_size)
+        culprit = first_non_finite(self.model, state, episodes, iteration < self.config.pretraining)
         saved = [str(checkpoint.iteration) for checkpoint in checkpoints.list_checkpoints(self.folder)]
         raise UserError(
-            f"iteration {iteration}: the loss became {float(loss)}; try a lower --update_lr or --meta_lr. "
-            f"Nothing was saved since iteration {saved[-1] if saved else 0} ({self.folder})"
+            f"iteration {iteration}: the {culprit} is not finite; try a lower --update_lr or --meta_lr, or "
+            f"--on_nan=skip. Nothing was saved since iteration {saved[-1] if saved else 0} ({self.folder})"
         )
 
     def report(self) -> None:
@@ -205,6 +218,8 @@ class _Training:
             self.say(f"Pretrain Iteration {self.iteration}: {pre}, {post}")
         else:
             self.say(f"Iteration {self.iteration - pretraining}: {pre}, {post}")
+        if self.skipped:
+            self.say(f"Skipped so far: {self.skipped} updates that were not finite")
 
     def validate(self) -> None:
         """Measures the validation tasks and keeps the checkpoint if it is the best so far."""

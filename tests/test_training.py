@@ -10,6 +10,7 @@ import tensorflow as tf
 from maml import checkpoints, training
 from maml.config import Config
 from maml.data_generator import DataGenerator
+from maml.diagnosis import all_finite
 from maml.errors import UserError
 from maml.maml import MAML
 
@@ -113,7 +114,7 @@ def test_printed_lines_and_kept_checkpoints(tmp_path, capsys, monkeypatch):
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole")
+    whole, handler = train(tmp_path / "whole"), signal.getsignal(signal.SIGINT)
     advance = training._Training.advance
 
     def interrupted(self):
@@ -128,15 +129,80 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
     assert 33 < stopped.progress.iteration < 60
     assert checkpoints.list_checkpoints(tmp_path / "stopped")[-1].iteration == stopped.progress.iteration
     assert identical(whole.state, train(tmp_path / "stopped").state)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_iteration_and_keeps_the_checkpoints(tmp_path):
+class Spoiled(DataGenerator):
+    """Training tasks of some iterations with `add` added to their query labels."""
+
+    at: tuple[int, ...] = (37, 52)
+    add = float("nan")
+
+    def episodes(self, split, index, meta_batch_size):
+        episodes = super().episodes(split, index, meta_batch_size)
+        spoiled = tf.reduce_any(tf.equal(index, self.at)) & (split == "train")
+        return episodes._replace(labelb=episodes.labelb + tf.where(spoiled, self.add, 0.0))
+
+
+def finite_checkpoints(folder) -> list[int]:
+    """The iterations of the checkpoints, all of whose numbers are finite."""
+    found = checkpoints.list_checkpoints(folder)
+    for checkpoint in found:
+        state, _ = checkpoints.restore(checkpoint, MAML(Config(norm="None")).init_state())
+        assert all_finite(state)
+    return [checkpoint.iteration for checkpoint in found]
+
+
+@pytest.mark.parametrize(
+    ("add", "culprit"),
+    [
+        (float("nan"), "query loss after inner step 1"),
+        (float("inf"), "query loss after inner step 1"),
+        (1.4e19, "squared gradient of b3"),  # the loss, 2e38, and the gradient are still finite
+    ],
+)
+def test_what_is_not_finite_stops_the_run_is_named_and_never_saved(tmp_path, monkeypatch, add, culprit):
+    monkeypatch.setattr(Spoiled, "add", add)
+    monkeypatch.setattr("tests.test_training.DataGenerator", Spoiled)
+    with pytest.raises(UserError) as error:
+        train(tmp_path, save_interval=1, summary_interval=1000, meta_batch_size=1, update_batch_size=1)
+    assert str(error.value).startswith(f"iteration 37: the {culprit} is not finite; try")
+    assert "since iteration 37 (" in str(error.value)
+    assert finite_checkpoints(tmp_path) == list(range(28, 38))
+
+
+def test_without_a_checkpoint_that_falls_between_the_iteration_is_still_found(tmp_path):
     """With a meta-learning rate this large the weights overflow within a few updates."""
-    with pytest.raises(UserError, match=r"iteration \d+: the loss became (nan|inf)") as error:
-        train(tmp_path)
+    train(tmp_path)
+    with pytest.raises(UserError, match=r"iteration 6\d: the .* is not finite.* since iteration 60 "):
         train(tmp_path, meta_lr=1e30, metatrain_iterations=200)
-    iteration = int(str(error.value).split()[1].rstrip(":"))
-    assert 60 < iteration < 70
-    assert "since iteration 60" in str(error.value)
-    assert checkpoints.list_checkpoints(tmp_path)[-1].iteration == 60
+    assert finite_checkpoints(tmp_path)[-1] == 60
+
+
+def test_skipped_updates_leave_no_trace_but_their_count(tmp_path, monkeypatch, capsys):
+    """The state stays as it was before the update; the count is printed, saved and taken up again."""
+    monkeypatch.setattr(Config, "print_interval", 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.test_training.DataGenerator", Spoiled)
+        whole = train(tmp_path / "whole", on_nan="skip")
+        lines = capsys.readouterr().out.splitlines()
+        for stop in (45, 60):
+            parts = train(tmp_path / "parts", on_nan="skip", metatrain_iterations=stop)
+    assert "Skipped so far: 1 updates that were not finite" in lines
+    assert "Skipped so far: 2 updates that were not finite" in lines
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Going on")] == lines
+    assert whole.progress.skipped == parts.progress.skipped == 2
+    assert whole.state.metatrain.step == 58
+    assert identical(whole.state, parts.state)
+
+    config = Config.from_flags(SMALL)
+    model, data = MAML(config), DataGenerator(config)
+    model.compiled = False
+    update, state = training.make_update(model, data), model.init_state()
+    for first, count in ((0, 37), (38, 14), (53, 7)):
+        state = update(state, tf.constant(first), tf.constant(count))[0]
+    assert identical(whole.state, state)
+
+
+def test_skipping_changes_nothing_where_all_is_finite(tmp_path):
+    assert identical(train(tmp_path / "stop").state, train(tmp_path / "skip", on_nan="skip").state)
