@@ -31,6 +31,7 @@ PER_CLASS = 600
 _CSV_NAME = re.compile(r"(n\d{8})(\d{8})\.jpe?g")
 _ILSVRC_NAME = re.compile(r"(n\d{8})_(\d{1,9})\.jpe?g", re.IGNORECASE)
 _MOST_IMAGE_BYTES = 1 << 26
+_MOST_ROWS = 1 << 20
 _ILSVRC_FOLDERS = ("", "train", "ILSVRC2012_img_train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train")
 _ILSVRC_TAR = "ILSVRC2012_img_train.tar"
 _PICKLES = ("train", "val", "validation", "test")
@@ -405,6 +406,8 @@ def _text(value: str | bytes) -> str:
 
 
 def _rows(value: Iterable | safe_pickle.Array) -> list[int]:
+    if isinstance(value, range) and len(value) > _MOST_ROWS:  # a few bytes can claim billions of rows
+        raise ValueError(f"class_dict holds {value}")
     rows = value.value.tolist() if isinstance(value, safe_pickle.Array) else list(value)
     if not all(isinstance(row, int) for row in rows):
         raise ValueError("class_dict does not hold row numbers")

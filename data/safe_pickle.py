@@ -113,8 +113,12 @@ for _type in (list, dict, set, tuple, range):
     _KNOWN["builtins", _type.__name__] = _KNOWN["__builtin__", _type.__name__] = _type
 
 
-class _Unpickler(pickle.Unpickler):
-    """Finds the names in `_KNOWN` only."""
+class _Unpickler(pickle._Unpickler):
+    """Finds the names in `_KNOWN` only.
+
+    It is the unpickler written in Python: the one in C reserves memory for as many objects as a file
+    claims to have.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name of the pickle.

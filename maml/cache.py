@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-_MAGIC = b"MAMLIMG1"  # the digit rises whenever the layout or the preparation of images changes
+_MAGIC = b"MAMLIMG2"  # the digit rises whenever the layout or the preparation of images changes
 _START = struct.Struct("<8sQI")  # magic, length of the JSON header, its CRC-32
 _ALIGNMENT = 64
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed

@@ -73,8 +73,14 @@ def folder_files(folder: str, depth: int, above: str = "") -> Iterator[tuple[str
 
 
 def opener(path: str) -> Callable[[], BinaryIO]:
-    """What opens a file."""
-    return lambda: open(path, "rb")
+    """What opens a file; a pipe or a device, at which reading could wait for ever, is a ValueError."""
+
+    def open_file() -> BinaryIO:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("not a plain file")
+        return open(path, "rb")
+
+    return open_file
 
 
 def class_images(folder: str) -> dict[str, list[str]]:
@@ -106,6 +112,8 @@ def class_images(folder: str) -> dict[str, list[str]]:
 
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An image of the wanted size, uint8 [size, size, 3] or [size, size]; LANCZOS where it has another size."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert(MODES[channels])
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)

@@ -311,6 +311,86 @@ def test_every_kind_of_image_becomes_colour_or_grey(tmp_path, mode):
     assert mini(tmp_path, channels=1, datasource="folder").images.shape == (1, 84 * 84)
 
 
+def test_16_bits_keep_their_upper_8(tmp_path):
+    folder = tmp_path / "train" / "one"
+    folder.mkdir(parents=True)
+    values = (np.arange(84 * 84, dtype=np.uint32) * 9).astype(np.uint16).reshape(84, 84)
+    Image.fromarray(values).save(folder / "a.png")
+    grey = mini(tmp_path, channels=1, datasource="folder").images.reshape(84, 84)
+    np.testing.assert_array_equal(grey, values >> 8)
+    assert len(np.unique(grey)) > 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "MPO"])
+def test_of_an_animation_the_first_picture_counts(tmp_path, kind):
+    folder = tmp_path / "train" / "one"
+    folder.mkdir(parents=True)
+    first, second = (Image.new("RGB", (84, 84), colour) for colour in ("red", "blue"))
+    first.save(folder / ("a.png" if kind == "PNG" else "a.jpg"), kind, save_all=True, append_images=[second])
+    red, green, blue = mini(tmp_path).images.reshape(84, 84, 3)[40, 40]
+    assert red > 250 and green < 5 and blue < 5
+
+
+def test_other_formats_are_refused_whatever_their_suffix(tmp_path):
+    write_class_folders(tmp_path, {"train": 1}, per_class=1)
+    folder = tmp_path / "train" / "train_00"
+    Image.new("RGB", (84, 84)).save(folder / "b.png", "GIF", save_all=True, append_images=[Image.new("RGB", (84, 84))])
+    assert "b.png (cannot identify" in refusal(mini, tmp_path)
+    (folder / "b.png").rename(folder / "b.gif")
+    assert "train_00/b.gif; remove or convert" in refusal(mini, tmp_path)
+
+
+STRANGE_NAMES = (
+    "-rf",
+    "--logdir=x",
+    " spaces  ",
+    "ünï",
+    "日本語",
+    "new\nline",
+    "$(touch x)",
+    "a'b\"c",
+    "\udcff",
+    "x" * 200,
+)
+
+
+def test_strange_names_are_names(tmp_path):
+    """Of classes and of images; on the screen what cannot be printed is escaped."""
+    for name in STRANGE_NAMES:
+        write_class_folders(tmp_path / "made", {"train": 1}, per_class=2)
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "made" / "train" / "train_00").rename(tmp_path / "train" / name)
+        (tmp_path / "train" / name / "000.png").rename(tmp_path / "train" / name / f"{name}.png")
+    assert mini(tmp_path).names == tuple(sorted(STRANGE_NAMES))
+    assert isinstance(mini(tmp_path).images, np.memmap) and mini(tmp_path).names == tuple(sorted(STRANGE_NAMES))
+    for name in STRANGE_NAMES:
+        (tmp_path / "train" / name / f"{name}.png").write_bytes(b"")
+    message = refusal(mini, tmp_path)
+    assert "10 of 20 images are unreadable" in message
+    assert message.isprintable()
+
+
+def test_links_are_followed_wherever_they_lead_if_there_is_an_image(tmp_path):
+    """Data sets are often made of links; nothing is ever written through one."""
+    write_class_folders(tmp_path / "elsewhere", {"train": 2}, per_class=2)
+    data = tmp_path / "data"
+    (data / "train" / "one").mkdir(parents=True)
+    (data / "train" / "one" / "a.png").symlink_to(tmp_path / "elsewhere" / "train" / "train_00" / "000.png")
+    (data / "train" / "two").symlink_to(tmp_path / "elsewhere" / "train" / "train_01")
+    assert mini(data).counts.tolist() == [1, 2]
+    (data / "train" / "loop").symlink_to(data / "train")
+    assert "loop/one" in refusal(mini, data)
+
+
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+    write_class_folders(tmp_path, {"train": 1}, per_class=1)
+    folder = tmp_path / "train" / "train_00"
+    os.mkfifo(folder / "pipe.png")
+    (folder / "random.png").symlink_to("/dev/zero")
+    message = refusal(mini, tmp_path)
+    assert "pipe.png (not a plain file)" in message and "random.png (not a plain file)" in message
+
+
 def test_own_data_of_any_size(tmp_path):
     write_class_folders(tmp_path, {"train": 2}, per_class=2, size=10, channels=1)
     split = mini(tmp_path, size=10, channels=1, datasource="folder")

@@ -462,6 +462,7 @@ def test_one_pickle_is_missing(tmp_path, capsys):
         ({"class_dict": {"n01532829": [0, 1, 2, 4], "n01558993": [4, 5, 6, 7]}}, "rows twice or beyond the 8"),
         ({"class_dict": {"n01532829": [0, 1, 2], "n01558993": [4, 5, 6, 7]}}, "n01532829 (3)"),
         ({"class_dict": {"n01532829": ["a"], "n01558993": [4, 5, 6, 7]}}, "does not hold image_data and class_dict"),
+        ({"class_dict": {"n01532829": range(10**12), "n01558993": [4, 5, 6, 7]}}, "class_dict holds range(0, 1"),
         ({"class_dict": {"n01532829": [0, 1, 2, 3], "cat": [4, 5, 6, 7]}}, "not Ravi & Larochelle's (cat)"),
         ({"class_dict": [1]}, "does not hold image_data and class_dict"),
         ({"image_data": [1]}, "does not hold image_data and class_dict"),
@@ -512,6 +513,11 @@ def test_arrays_are_not_built_from_what_a_pickle_says_about_memory():
     kind = b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR"
     with pytest.raises(safe_pickle.Refused, match="shape"):
         safe_pickle.load(io.BytesIO(array[0] + b"(I1\n(I1000000\nt" + kind + b"I00\nS'AAAAAAAA'\n" + array[1]))
+
+
+def test_no_memory_is_reserved_for_what_a_pickle_claims_to_hold():
+    """These say that they hold two billion objects: 34 GB of pointers."""
+    assert safe_pickle.load(io.BytesIO(b"Nr\xff\xff\xff\x7f.")) is None
 
 
 @settings(max_examples=100, deadline=None)
