@@ -15,17 +15,27 @@ from maml.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+
+    Raises:
+        UserError: it could not be written; the old file, if there is one, stays.
+    """
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         sync(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); free some space or mend its folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -54,12 +64,9 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
-    try:
-        file = open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --logdir") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(open(path, "a+", encoding="utf-8"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
@@ -69,7 +76,7 @@ def locked(path: Path) -> Iterator[None]:
                 "wait for it, stop it, or choose another --logdir"
             ) from error
         except OSError as error:
-            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a --logdir elsewhere") from error
+            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose another --logdir") from error
         file.truncate(0)
         file.write(f"{platform.node()} {os.getpid()}")
         file.flush()
@@ -84,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); remove or restore it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds {type(value).__name__}, expected a JSON object; remove or restore it")
