@@ -89,9 +89,11 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
     """Trains, and returns the exit code."""
     from maml.data_generator import DataGenerator
     from maml.maml import MAML
+    from maml.memory import check_memory
     from maml.runs import lock_run, open_run
     from maml.training import train
 
+    check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
     with lock_run(config):
         folder, notes = open_run(config)
@@ -125,9 +127,11 @@ def run_test(given: dict[str, Any]) -> int:
     from maml.data_generator import DataGenerator
     from maml.evaluation import Evaluator, TestResult, result_table, write_results
     from maml.maml import MAML
+    from maml.memory import check_memory
     from maml.runs import find_run
 
     folder, config = find_run(given)
+    check_memory(config)
     print_setting(config, given)
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = MAML(config)
@@ -165,6 +169,33 @@ def run_gradient_check(config: Config, given: dict[str, Any]) -> int:
     return 0 if report.exact else 1
 
 
+def run(config: Config, given: dict[str, Any]) -> int:
+    """Does what the flags say, and returns the exit code."""
+    import tensorflow as tf
+
+    try:
+        if config.check_gradients:
+            return run_gradient_check(config, given)
+        return run_training(config, given) if config.train else run_test(given)
+    except tf.errors.OpError as error:
+        if "events.out.tfevents" in error.message:
+            reason = error.message.split("}} ")[-1].splitlines()[0]
+            raise UserError(f"{reason}: TensorBoard's file could not be written; free some space") from error
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            sizes = "--meta_batch_size, --update_batch_size, --num_updates or --num_filters"
+            raise UserError(f"the memory is full; lower {sizes}") from error
+        raise
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, and returns what is none; a flag that cannot be parsed ends the program with one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"main.py: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+        sys.exit(1)
+
+
 def main(argv: list[str]) -> int:
     """Trains or tests; bad input ends with one line and exit code 1."""
     try:
@@ -173,9 +204,7 @@ def main(argv: list[str]) -> int:
         given = given_flags()
         config = Config.from_flags(given)
         set_up_tensorflow(config)
-        if config.check_gradients:
-            return run_gradient_check(config, given)
-        return run_training(config, given) if config.train else run_test(given)
+        return run(config, given)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
@@ -183,4 +212,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -25,9 +25,22 @@ MINIIMAGENET_DEFAULTS = {
 }
 
 
-def _flag(default: Any, help_text: str, *, choices: tuple[str, ...] = (), least: float = -math.inf):
-    """A field of `Config` with its help text, allowed values and smallest allowed value."""
-    metadata = {"help": help_text, "choices": choices, "least": least}
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
+MOST_UPDATES = 1000  # inner steps are unrolled: each makes the graph longer
+
+
+def _flag(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = -LARGEST_FLOAT,
+    most: float = LARGEST_FLOAT,
+):
+    """A field of `Config` with its help text, allowed values, and smallest and largest allowed value."""
+    if isinstance(default, int):
+        most = min(most, LARGEST_INT)
+    metadata = {"help": help_text, "choices": choices, "least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -62,7 +75,7 @@ class Config:
     update_lr: float = _flag(
         1e-3, "inner learning rate (the paper's alpha), on the official loss scale: a sum over classes"
     )
-    num_updates: int = _flag(1, "inner gradient updates while training", least=1)
+    num_updates: int = _flag(1, "inner gradient updates while training", least=1, most=MOST_UPDATES)
 
     # Network.
     norm: str = _flag("batch_norm", "batch_norm, layer_norm or None", choices=NORMS)
@@ -105,6 +118,7 @@ class Config:
         UNSET,
         "inner updates in summaries and tests (-1: 10; in summaries of training 5 for sinusoid, 1 for miniImageNet)",
         least=-1,
+        most=MOST_UPDATES,
     )
     test_tasks: int = _flag(600, "tasks of a test", least=2)
     test_checkpoint: str = _flag(
@@ -144,13 +158,16 @@ class Config:
     def validate(self) -> None:
         """Raises UserError with one line if a flag is out of range or contradicts another."""
         for field in dataclasses.fields(self):
-            value, least, choices = getattr(self, field.name), field.metadata["least"], field.metadata["choices"]
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            least, most = field.metadata["least"], field.metadata["most"]
             if choices and value not in choices:
                 raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{field.name}={value}: must be a finite number")
             if isinstance(value, int | float) and value < least:
                 raise UserError(f"--{field.name}={value}: must be at least {least}")
+            if isinstance(value, int | float) and value > most:
+                raise UserError(f"--{field.name}={value}: must be at most {most}")
         for name in ("query_size", "test_num_updates", "val_interval", "train_update_batch_size"):
             if getattr(self, name) == 0:
                 raise UserError(f"--{name}=0: must be at least 1, or -1 for the default")
@@ -276,7 +293,7 @@ class Config:
         """The config that `to_dict` wrote; `where` names its file in the error message.
 
         Raises:
-            UserError: a field is unknown or of another type.
+            UserError: a field is unknown, of another type, or out of range.
         """
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         for name, value in values.items():
@@ -289,5 +306,8 @@ class Config:
             if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
                 raise UserError(f"{where}: {name} is {value!r}, expected {expected.__name__}")
         config = cls(**values)
-        config.validate()
+        try:
+            config.validate()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         return config

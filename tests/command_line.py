@@ -18,7 +18,10 @@ def run_here(*arguments: str) -> int:
         main.define_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    return main.main(flags.FLAGS(["main.py", *arguments]))
+    try:
+        return main.main(main.parse(["main.py", *arguments]))
+    except SystemExit as stop:  # a flag that cannot be parsed
+        return int(stop.code or 0)
 
 
 def run_process(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:

@@ -126,7 +126,9 @@ def test_bad_values_are_refused_with_one_line_that_names_the_flag(given):
     assert any(f"--{name}" in message for name in given)
 
 
-@pytest.mark.parametrize("values", [{"num_classes": "5"}, {"unknown": 1}, {"conv": 1}, {"update_lr": None}])
+@pytest.mark.parametrize(
+    "values", [{"num_classes": "5"}, {"unknown": 1}, {"conv": 1}, {"update_lr": None}, {"seed": -1}]
+)
 def test_a_foreign_run_record_is_refused(values):
     with pytest.raises(UserError, match=r"run\.json"):
         Config.from_dict(values, "run.json")
