@@ -23,6 +23,7 @@ from maml.networks import Weights
 from maml.optimizer import AdamState, adam_init
 
 KEEP = 10
+UNFINISHED = ".saving-"
 DATA_SUFFIX = ".data-00000-of-00001"
 
 
@@ -117,25 +118,23 @@ def save(folder: Path, state: TrainState, progress: Progress, stem: str = "model
         "training/best": tf.constant(progress.best, tf.float64),
         "training/skipped": tf.constant(progress.skipped, tf.int64),
     }
-    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        written = temporary / prefix.name
-        tf.raw_ops.SaveV2(
-            prefix=str(written),
-            tensor_names=list(tensors),
-            shape_and_slices=[""] * len(tensors),
-            tensors=list(tensors.values()),
-        )
-        sync(_index(written))
-        sync(_data(written))
-        _index(prefix).unlink(missing_ok=True)
-        os.replace(_data(written), _data(prefix))
-        os.replace(_index(written), _index(prefix))
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
+            written = Path(temporary, prefix.name)
+            tf.raw_ops.SaveV2(
+                prefix=str(written),
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=list(tensors.values()),
+            )
+            sync(_index(written))
+            sync(_data(written))
+            _index(prefix).unlink(missing_ok=True)
+            os.replace(_data(written), _data(prefix))
+            os.replace(_index(written), _index(prefix))
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{prefix}: the checkpoint could not be written ({reason}); free some space") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     checkpoints = list_checkpoints(folder, stem)
     # After a restart from an older checkpoint, newer ones are of a future that will be made again.
     for old in checkpoints[:-keep]:
@@ -150,6 +149,12 @@ def write_index(folder: Path) -> None:
     names = [checkpoint.prefix.name for checkpoint in list_checkpoints(folder)]
     lines = [f'model_checkpoint_path: "{names[-1]}"'] + [f'all_model_checkpoint_paths: "{name}"' for name in names]
     write_text(folder / "checkpoint", "\n".join(lines) + "\n")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what trainings that were killed while they saved left in a run folder."""
+    for path in folder.glob(UNFINISHED + "*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove(checkpoint: Checkpoint) -> None:
@@ -178,7 +183,9 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
         tensors = {name: reader.get_tensor(name) for name in shapes}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{prefix}: the checkpoint is damaged or incomplete ({reason})") from error
+        raise UserError(
+            f"{prefix}: the checkpoint is damaged or incomplete ({reason}); restore or remove it"
+        ) from error
     _check_network(prefix, tensors, template.weights)
     names = official_names(template.weights)
 

@@ -92,7 +92,7 @@ def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Prog
             errors.append(str(error))
             continue
         for message in errors:
-            print(f"{message}: using {checkpoint.prefix.name} instead", file=sys.stderr)
+            print(f"{message}. Using {checkpoint.prefix.name} instead.", file=sys.stderr)
         return restored
     if errors:
         raise UserError(errors[0])
@@ -111,6 +111,7 @@ class _Training:
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
         fresh = (model.init_state(), Progress(0, np.zeros([0, 2]), -np.inf))
+        checkpoints.remove_unfinished(folder)
         self.state, progress = restore_latest(folder, fresh[0]) or fresh
         self.start = self.iteration = progress.iteration
         self.per_call = 1

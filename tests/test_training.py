@@ -136,7 +136,7 @@ class Spoiled(DataGenerator):
     """Training tasks of some iterations with `add` added to their query labels."""
 
     at: tuple[int, ...] = (37, 52)
-    add = float("nan")
+    add: float | list = float("nan")
 
     def episodes(self, split, index, meta_batch_size):
         episodes = super().episodes(split, index, meta_batch_size)
@@ -158,14 +158,15 @@ def finite_checkpoints(folder) -> list[int]:
     [
         (float("nan"), "query loss after inner step 1"),
         (float("inf"), "query loss after inner step 1"),
-        (1.4e19, "squared gradient of b3"),  # the loss, 2e38, and the gradient are still finite
+        (1.2e19, "squared gradient of b3"),  # the loss, 1.4e38, and the gradient, 2.4e19, are finite
+        ([[1.4e19], [-1.4e19]], "query loss after inner step 1"),  # the gradients of the two points cancel
     ],
 )
 def test_what_is_not_finite_stops_the_run_is_named_and_never_saved(tmp_path, monkeypatch, add, culprit):
     monkeypatch.setattr(Spoiled, "add", add)
     monkeypatch.setattr("tests.test_training.DataGenerator", Spoiled)
     with pytest.raises(UserError) as error:
-        train(tmp_path, save_interval=1, summary_interval=1000, meta_batch_size=1, update_batch_size=1)
+        train(tmp_path, save_interval=1, summary_interval=1000, meta_batch_size=1, update_batch_size=2)
     assert str(error.value).startswith(f"iteration 37: the {culprit} is not finite; try")
     assert "since iteration 37 (" in str(error.value)
     assert finite_checkpoints(tmp_path) == list(range(28, 38))
