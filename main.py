@@ -71,6 +71,8 @@ def set_up_tensorflow(config: Config) -> None:
         from maml.parts import set_up_threads
 
         tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
         for gpu in tf.config.list_physical_devices("GPU"):
             with contextlib.suppress(RuntimeError):  # already started
                 tf.config.experimental.set_memory_growth(gpu, True)

@@ -133,6 +133,9 @@ class Config:
         "what to do about an update whose loss or gradient is not finite: stop, or skip it and count it",
         choices=("stop", "skip"),
     )
+    deterministic: bool = _flag(
+        False, "only operations that give the same bits every time on the same machine; an error where there is none"
+    )
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
     recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time")
