@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from maml.errors import UserError
@@ -170,6 +170,8 @@ def opened(file: BinaryIO) -> Image.Image:
 
 def reason_of(error: Exception) -> str:
     """What went wrong, on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "neither PNG nor JPEG"
     return " ".join(str(error).split()) or type(error).__name__
 
 

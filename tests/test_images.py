@@ -335,7 +335,7 @@ def test_other_formats_are_refused_whatever_their_suffix(tmp_path):
     write_class_folders(tmp_path, {"train": 1}, per_class=1)
     folder = tmp_path / "train" / "train_00"
     Image.new("RGB", (84, 84)).save(folder / "b.png", "GIF", save_all=True, append_images=[Image.new("RGB", (84, 84))])
-    assert "b.png (cannot identify" in refusal(mini, tmp_path)
+    assert "b.png (neither PNG nor JPEG)" in refusal(mini, tmp_path)
     (folder / "b.png").rename(folder / "b.gif")
     assert "train_00/b.gif; remove or convert" in refusal(mini, tmp_path)
 
