@@ -1,6 +1,7 @@
 # make run    builds .venv, meta-trains the 10-shot sinusoid, and tests it
 # make test   runs the tests
 # make check  formatter, linter and types
+# make audit  looks the pinned packages up among the known vulnerabilities (needs the network)
 # make bench  measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
@@ -8,7 +9,7 @@ BIN := .venv/bin
 SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
 
-.PHONY: run test check bench format clean
+.PHONY: run test check audit bench format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -21,6 +22,13 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy main.py proc_images.py maml data benchmarks
+
+# --strict: a package that could not be looked up is no good news.
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+	rm -rf .audit
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed
@@ -37,4 +45,4 @@ format: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .audit .pytest_cache .mypy_cache .ruff_cache
