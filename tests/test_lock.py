@@ -75,5 +75,5 @@ def test_the_lock_ends_with_its_block_and_other_folders_are_free(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="lock: cannot be written"), locked(tmp_path / "missing" / "lock"):
+    with pytest.raises(UserError, match="lock: cannot be locked"), locked(tmp_path / "missing" / "lock"):
         pass
