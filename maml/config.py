@@ -114,6 +114,7 @@ class Config:
     val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0)
     save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
     summary_interval: int = _flag(100, "iterations between summaries", least=1)
+    histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation")
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     dtype: str = _flag("float32", "floating-point type of the whole computation", choices=("float32", "float64"))
 
@@ -163,6 +164,8 @@ class Config:
         smallest = 16 if self.convolutional and self.max_pool else 1
         if self.classification and not smallest <= self.image_shape[0] <= 1024:
             raise UserError(f"--image_size={self.image_size}: must be between {smallest} and 1024 for this network")
+        if self.histograms and not self.log:
+            raise UserError("--histograms needs TensorBoard's summaries: leave --log=False out")
         if self.total_iterations == 0 and self.train:
             raise UserError("--metatrain_iterations=0 and --pretrain_iterations=0 leave nothing to train")
 
