@@ -84,23 +84,27 @@ def result_table(result: TestResult, config: Config) -> str:
     return "\n".join(lines)
 
 
+def results_file(folder: Path, config: Config, suffix: str) -> Path:
+    """Where a meta-test's results stand, under the official name."""
+    return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{suffix}"
+
+
 def write_results(folder: Path, config: Config, values: np.ndarray, result: TestResult, checkpoint: str) -> Path:
     """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
 
     Returns:
         The path of the .csv.
     """
-    stem = folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}"
-    table = stem.with_name(stem.name + ".csv")
+    table = results_file(folder, config, ".csv")
     with replacing(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([f"update{step}" for step in range(len(result.mean))])
         for row in result:
             writer.writerow([float(value) for value in row])
-    with replacing(stem.with_name(stem.name + ".pkl")) as temporary:
+    with replacing(results_file(folder, config, ".pkl")) as temporary:
         temporary.write_bytes(pickle.dumps({"mses": values}))
     write_json(
-        stem.with_name(stem.name + ".json"),
+        results_file(folder, config, ".json"),
         {
             "checkpoint": checkpoint,
             "split": "test" if config.test_set else "val",
