@@ -225,7 +225,13 @@ class _Training:
     def validate(self) -> None:
         """Measures the validation tasks and keeps the checkpoint if it is the best so far."""
         config = self.config
-        measures = self.evaluator.tasks(self.state.weights, "val", config.val_tasks, config.evaluation_updates)
+        measures = self.evaluator.tasks(
+            self.state.weights,
+            "val",
+            config.val_tasks,
+            config.evaluation_updates,
+            progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
+        )
         self.writer.measures("val", measures, config.num_updates, self.iteration)
         if config.log and config.classification and self.tenth_of_run():
             self.draw_episode()

@@ -36,6 +36,7 @@ def test_the_two_commands_in_processes_of_their_own(tmp_path):
 
     tested = run_process("--train=False", "--test_set=True", "--test_tasks=30", cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
+    assert tested.stderr == ""
     rows = [line for line in tested.stdout.splitlines() if re.match(r"before|\d+ update", line)]
     assert len(rows) == 11
     assert "support set" in rows[0]
