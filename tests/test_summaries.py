@@ -14,8 +14,8 @@ from maml.maml import MAML
 from tests.image_fixtures import write_class_folders
 
 ITERATIONS = 20
-FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "num_updates": 2}
-FLAGS |= {"meta_batch_size": 2, "metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
+FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "norm": "None"}
+FLAGS |= {"num_updates": 2, "meta_batch_size": 2, "metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +88,25 @@ def test_a_run_draws_ten_episodes_however_often_it_validates(runs):
 
 
 def episode(shots: int, queries: int, classes: int, seed: int = 0) -> Episodes:
-    """One task of 60 × 60 images, the classes of each set in random order; every image has a grey of its own."""
+    """One task of 60 × 60 images, the classes of each set in random order; every image has a red of its own."""
     rng = np.random.default_rng(seed)
-    greys = iter(np.arange(20, 20 + (shots + queries) * classes) / 255)
+    reds = iter(np.arange(20, 20 + (shots + queries) * classes) / 255)
     arrays = []
     for size in (shots * classes, queries * classes):
         labels = rng.permutation(np.tile(np.arange(classes), size // classes))
-        arrays.append(np.stack([np.full(60 * 60, next(greys)) for _ in labels])[None])
+        arrays.append(np.stack([np.tile([next(reds), 0, 0], 60 * 60) for _ in labels])[None])
         arrays.append(np.eye(classes)[labels][None])
     return Episodes(*arrays)
 
 
 def test_an_episodes_picture_has_the_support_set_above_the_query_set_a_column_a_class():
-    """Of every image, its place is found by its grey and compared with its label."""
+    """Of every image, its place is found by its red and compared with its label."""
     task, outputs = episode(2, 3, 4), np.random.default_rng(1).random([12, 4])
-    picture = draw_episode(*episode_rows(task, outputs, channels=1))
+    picture = draw_episode(*episode_rows(task, outputs, channels=3))
     places = {}
     for split, inputs, labels in (("a", task.inputa, task.labela), ("b", task.inputb, task.labelb)):
         for image, label in zip(inputs[0], labels[0], strict=True):
-            rows, columns = np.nonzero((picture == round(255 * image[0])).all(2))
+            rows, columns = np.nonzero((picture == np.round(255 * image[:3])).all(2))
             assert len(rows) >= 50 * 50  # nothing covers it
             places.setdefault(split, []).append((rows.max(), columns.max(), label.argmax()))
     assert max(row for row, _, _ in places["a"]) < min(row for row, _, _ in places["b"])
@@ -121,7 +121,7 @@ def test_an_episodes_captions_tell_the_class_and_the_prediction():
     task = episode(1, 2, 3)
     truths = task.labelb[0].argmax(1)
     predicted = (truths + np.array([0, 1, 0, 0, 2, 0])) % 3
-    support, query = episode_rows(task, np.eye(3)[predicted], channels=1)
+    support, query = episode_rows(task, np.eye(3)[predicted], channels=3)
     assert [[tile.caption for tile in row] for row in support] == [["0", "1", "2"]]
     captions = [tile.caption for row in query for tile in row]
     expected = [f"{truth} as {said}" for truth, said in zip(truths, predicted, strict=True)]
@@ -133,7 +133,7 @@ def test_an_episodes_captions_tell_the_class_and_the_prediction():
 
 def test_an_episodes_picture_is_bounded():
     task = episode(4, 5, 25)
-    support, query = episode_rows(task, task.labelb[0], channels=1)
+    support, query = episode_rows(task, task.labelb[0], channels=3)
     assert (len(support), len(query)) == (episode_image.MOST_SUPPORT_ROWS, episode_image.MOST_QUERY_ROWS)
     assert {len(row) for row in support + query} == {episode_image.MOST_CLASSES}
     height, width, _ = draw_episode(support, query).shape
