@@ -123,6 +123,7 @@ def test_omniglot_without_data_offers_the_download(here, capsys):
         ("--train=False", "--logdir=nowhere", "--test_set=True"),
         ("--logdir=/proc/nothing",),
         ("--logdir=a_file",),
+        ("--histograms", "--log=False"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(here, capsys, flags):
