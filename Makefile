@@ -1,15 +1,16 @@
-# make run    builds .venv, meta-trains the 10-shot sinusoid, and tests it
-# make test   runs the tests
-# make check  formatter, linter and types
-# make audit  looks the pinned packages up among the known vulnerabilities (needs the network)
-# make bench  measures a meta-update beside the official structure and beside its bare arithmetic
+# make run      builds .venv, meta-trains the 10-shot sinusoid, and tests it
+# make test     runs the tests
+# make check    formatter, linter and types
+# make audit    looks the pinned packages up among the known vulnerabilities (needs the network)
+# make figures  draws docs/figures/ from the runs under logs/, training those that are missing
+# make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
 BIN := .venv/bin
 SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
 
-.PHONY: run test check audit bench format clean
+.PHONY: run test check audit bench figures format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -32,6 +33,9 @@ audit:
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed
+
+figures: .venv/installed
+	$(BIN)/python -m benchmarks.figures
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from data import safe_pickle
 from maml.errors import UserError
@@ -297,13 +298,14 @@ def _from_ilsvrc(
     lists: dict[str, list[Listed]],
 ) -> list[Picture]:
     """The listed images; a list's number is the image's place in its class, from 1."""
-    missing = [name for official in CLASSES.values() for name in official if name not in classes]
+    names = [name for official in CLASSES.values() for name in official]
+    missing = [name for name in names if name not in classes]
     if missing:
         raise UserError(
-            f"{where}: {len(missing)} of {sum(map(len, CLASSES.values()))} classes are missing: "
-            f"{listed(missing)}; add their folders or tars"
+            f"{where}: {len(missing)} of {len(names)} classes are missing: {listed(missing)}; add their folders or tars"
         )
-    ordered = {name: _in_order(name, classes[name]()) for official in CLASSES.values() for name in official}
+    progress = tqdm(names, "listing ILSVRC2012", unit="class", disable=None, leave=False)
+    ordered = {name: _in_order(name, classes[name]()) for name in progress}
     beyond = [
         f"{row.name} ({len(ordered[row.label])} images)"
         for rows in lists.values()

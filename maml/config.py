@@ -136,6 +136,7 @@ class Config:
     deterministic: bool = _flag(
         False, "only operations that give the same bits every time on the same machine; an error where there is none"
     )
+    histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation")
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
     recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time")
@@ -192,6 +193,8 @@ class Config:
         smallest = 16 if self.convolutional and self.max_pool else 1
         if self.classification and not smallest <= self.image_shape[0] <= 1024:
             raise UserError(f"--image_size={self.image_size}: must be between {smallest} and 1024 for this network")
+        if self.histograms and not self.log:
+            raise UserError("--histograms needs TensorBoard's summaries: leave --log=False out")
         if self.total_iterations == 0 and self.train:
             raise UserError("--metatrain_iterations=0 and --pretrain_iterations=0 leave nothing to train")
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.data_generator import DataGenerator
+from maml.data_generator import DataGenerator, Episodes
 from maml.files import replacing, write_json
 from maml.maml import MAML
 from maml.networks import Weights
@@ -25,7 +25,7 @@ class Evaluator:
 
     def __init__(self, model: MAML, data: DataGenerator):
         """Prepares the compiled measurement."""
-        self._block = model.config.evaluation_block
+        self._model, self._data, self._block = model, data, model.config.evaluation_block
 
         @tf.function(jit_compile=model.compiled, autograph=False, reduce_retracing=True)
         def measure(weights: Weights, index: tf.Tensor, split: str, tasks: int, num_updates: int):
@@ -49,6 +49,12 @@ class Evaluator:
             for index in progress(range(math.ceil(tasks / self._block)))
         ]
         return {name: np.concatenate([block[name] for block in blocks])[:tasks] for name in blocks[0]}
+
+    def first_task(self, weights: Weights, split: str, num_updates: int) -> tuple[Episodes, np.ndarray]:
+        """The first of a split's tasks, a batch of one, and its query outputs after adaptation, [N·Q, dim_output]."""
+        block = self._data.episodes(split, 0, self._block)
+        episodes = Episodes(*(tensor[:1] for tensor in block))
+        return episodes, self._model.task_metalearn(weights, episodes, num_updates).outputbs[-1][0].numpy()
 
 
 class TestResult(NamedTuple):
@@ -78,23 +84,27 @@ def result_table(result: TestResult, config: Config) -> str:
     return "\n".join(lines)
 
 
+def results_file(folder: Path, config: Config, suffix: str) -> Path:
+    """Where a meta-test's results stand, under the official name."""
+    return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{suffix}"
+
+
 def write_results(folder: Path, config: Config, values: np.ndarray, result: TestResult, checkpoint: str) -> Path:
     """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
 
     Returns:
         The path of the .csv.
     """
-    stem = folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}"
-    table = stem.with_name(stem.name + ".csv")
+    table = results_file(folder, config, ".csv")
     with replacing(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([f"update{step}" for step in range(len(result.mean))])
         for row in result:
             writer.writerow([float(value) for value in row])
-    with replacing(stem.with_name(stem.name + ".pkl")) as temporary:
+    with replacing(results_file(folder, config, ".pkl")) as temporary:
         temporary.write_bytes(pickle.dumps({"mses": values}))
     write_json(
-        stem.with_name(stem.name + ".json"),
+        results_file(folder, config, ".json"),
         {
             "checkpoint": checkpoint,
             "split": "test" if config.test_set else "val",

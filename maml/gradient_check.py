@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from maml.data_generator import Episodes
 from maml.maml import MAML
@@ -97,7 +98,7 @@ def check_gradients(
     gradient = first if model.config.stop_grad else exact
     rng = np.random.default_rng(seed)
     slopes, derivatives, at_kinks = [], [], 0
-    for _ in range(directions):
+    for _ in tqdm(range(directions), "central differences", unit="direction", disable=None, leave=False):
         direction = {name: _unit(rng.normal(size=weight.shape)) for name, weight in weights.items()}
         derivative = central_difference(lambda point: float(meta_loss(point)), weights, direction)
         if derivative is None:

@@ -1,38 +1,93 @@
-"""TensorBoard scalars under the official names."""
+"""What TensorBoard shows of a run.
+
+  <run>/        the flags: as text, and as HParams with the last validation
+  <run>/train/  losses and accuracies of training tasks; histograms on request
+  <run>/val/    losses and accuracies of the validation tasks; episodes as images
+
+Training and validation write the same tags, so TensorBoard draws both curves in one chart.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+
+from maml.networks import Weights
+
+# What training minimises (or its accuracy): the value after as many steps as training takes.
+CURVE = "{name}/Post-update"
 
 
 class SummaryWriter:
-    """Writes measures of adaptation as scalars; with `enabled=False` it writes nothing."""
+    """Writes TensorBoard's event files; with `enabled=False` it writes nothing."""
 
     def __init__(self, folder: Path, enabled: bool):
-        """Opens an event file in `folder`."""
-        self._writer = tf.summary.create_file_writer(str(folder)) if enabled else tf.summary.create_noop_writer()
+        """Opens nothing yet: a sub-folder appears with the first thing that is written in it."""
+        self._folder, self._enabled = folder, enabled
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
-    def measures(self, prefix: str, measures: dict[str, np.ndarray], iteration: int) -> None:
-        """Writes `<prefix>/Pre-update loss`, `<prefix>/Post-update loss, step 1`, … and the accuracies.
+    def flags(self, flags: dict[str, Any], trial: dict[str, Any]) -> None:
+        """Writes the flags as text and as HParams.
 
         Args:
-            prefix: metatrain or metaval.
+            flags: all of them.
+            trial: those that make a run what it is; runs alike in them are repetitions of one trial.
+        """
+        rows = "".join(f"| {name} | {value} |\n" for name, value in flags.items())
+        metrics = [
+            hparams.Metric(CURVE.format(name=name), group="val", display_name=f"validation {name}")
+            for name in ("loss", "accuracy")
+        ]
+        with self._at("", 0):
+            tf.summary.text("flags", f"| flag | value |\n|---|---|\n{rows}")
+            hparams.hparams_config([hparams.HParam(name) for name in trial], metrics)
+            hparams.hparams(trial)
+
+    def measures(self, split: str, measures: dict[str, np.ndarray], num_updates: int, iteration: int) -> None:
+        """Writes `loss/Pre-update`, `loss/Post-update, step 1`, …, and the same of the accuracies.
+
+        Args:
+            split: train or val.
             measures: "loss" and "accuracy", each [tasks, steps + 1].
+            num_updates: the steps that training takes; `loss/Post-update` is the value after them.
             iteration: the horizontal axis.
         """
-        with self._writer.as_default(step=iteration):
+        with self._at(split, iteration):
             for name, values in measures.items():
                 before, *after = values.mean(0)
-                tf.summary.scalar(f"{prefix}/Pre-update {name}", before)
+                tf.summary.scalar(f"{name}/Pre-update", before)
+                tf.summary.scalar(CURVE.format(name=name), after[num_updates - 1])
                 for step, value in enumerate(after, start=1):
-                    tf.summary.scalar(f"{prefix}/Post-update {name}, step {step}", value)
+                    tf.summary.scalar(f"{name}/Post-update, step {step}", value)
 
-    def text(self, name: str, text: str) -> None:
-        """Writes a text (Markdown) at iteration 0."""
-        with self._writer.as_default(step=0):
-            tf.summary.text(name, text)
+    def histograms(self, weights: Weights, gradients: Weights, iteration: int) -> None:
+        """Writes a histogram of every weight and of its gradient."""
+        with self._at("train", iteration):
+            for name, weight in weights.items():
+                tf.summary.histogram(f"weights/{name}", weight)
+                tf.summary.histogram(f"gradients/{name}", gradients[name])
+
+    def image(self, split: str, name: str, image: np.ndarray, iteration: int) -> None:
+        """Writes an image, uint8 [height, width, 3]."""
+        with self._at(split, iteration):
+            tf.summary.image(name, image[None])
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        for writer in self._writers.values():
+            writer.flush()
 
     def close(self) -> None:
-        """Writes out what is buffered."""
-        self._writer.close()
+        """Writes out what is buffered, for the last time."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _at(self, split: str, iteration: int):
+        """Makes the writer of a sub-folder the one that `tf.summary` writes to."""
+        if not self._enabled:
+            return tf.summary.create_noop_writer().as_default()
+        if split not in self._writers:
+            self._writers[split] = tf.summary.create_file_writer(str(self._folder / split))
+        return self._writers[split].as_default(step=iteration)

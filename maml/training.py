@@ -16,10 +16,12 @@ from maml.checkpoints import Progress
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.diagnosis import all_finite, first_non_finite
+from maml.episode_image import draw_episode, episode_rows
 from maml.errors import UserError
 from maml.evaluation import Evaluator
 from maml.maml import MAML, TrainState
-from maml.runs import record_run
+from maml.networks import Weights
+from maml.runs import CALL_FIELDS, record_run
 from maml.summaries import SummaryWriter
 
 # Iterations are run many to a call, up to about this many seconds, so that the progress line
@@ -78,6 +80,17 @@ def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Te
     return update
 
 
+def make_gradient(model: MAML, data: DataGenerator) -> Callable[[Weights, tf.Tensor, bool], Weights]:
+    """The compiled `gradient(weights, iteration, pretraining)` of an iteration's loss, before clipping and Adam."""
+
+    @tf.function(jit_compile=model.compiled, autograph=False)
+    def gradient(weights: Weights, iteration: tf.Tensor, pretraining: bool) -> Weights:
+        episodes = data.episodes("train", iteration, model.config.meta_batch_size)
+        return (model.pretrain_gradient if pretraining else model.meta_gradient)(weights, episodes)[1]
+
+    return gradient
+
+
 def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Progress] | None:
     """The newest checkpoint that is whole; a damaged one is named and the one before it is used.
 
@@ -110,6 +123,7 @@ class _Training:
     def __init__(self, config: Config, model: MAML, data: DataGenerator, folder: Path):
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
+        self.gradient = make_gradient(model, data)
         fresh = (model.init_state(), Progress(0, np.zeros([0, 2]), -np.inf))
         checkpoints.remove_unfinished(folder)
         self.state, progress = restore_latest(folder, fresh[0]) or fresh
@@ -126,8 +140,8 @@ class _Training:
             record_run(self.folder, config)
         self.writer = SummaryWriter(self.folder, config.log)
         if self.iteration == 0:
-            rows = "".join(f"| {name} | {value} |\n" for name, value in config.to_dict().items())
-            self.writer.text("flags", f"| flag | value |\n|---|---|\n{rows}")
+            flags = config.to_dict()
+            self.writer.flags(flags, {name: value for name, value in flags.items() if name not in CALL_FIELDS})
         with (
             _Interrupt() as interrupt,
             tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar,
@@ -192,6 +206,8 @@ class _Training:
         config, iteration = self.config, self.iteration
         if iteration % config.summary_interval == 0:
             self.summarise()
+        if config.histograms and iteration % config.validation_interval == 0:
+            self.draw_histograms()
         if iteration and iteration % config.print_interval == 0 and self.pending:
             self.print_line()
         if iteration and config.val_tasks and iteration % config.validation_interval == 0:
@@ -205,7 +221,7 @@ class _Training:
         measures = self.evaluator.batch(
             self.state.weights, "train", self.iteration, config.meta_batch_size, config.evaluation_updates
         )
-        self.writer.measures("metatrain", measures, self.iteration)
+        self.writer.measures("train", measures, config.num_updates, self.iteration)
         before, *after = measures["accuracy" if config.classification else "loss"].mean(0)
         self.pending.append((float(before), float(after[config.num_updates - 1])))
         self.bar.set_postfix_str(f"{self.pending[-1][0]:.3g} → {self.pending[-1][1]:.3g}", refresh=False)
@@ -225,8 +241,16 @@ class _Training:
     def validate(self) -> None:
         """Measures the validation tasks and keeps the checkpoint if it is the best so far."""
         config = self.config
-        measures = self.evaluator.tasks(self.state.weights, "val", config.val_tasks, config.evaluation_updates)
-        self.writer.measures("metaval", measures, self.iteration)
+        measures = self.evaluator.tasks(
+            self.state.weights,
+            "val",
+            config.val_tasks,
+            config.evaluation_updates,
+            progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
+        )
+        self.writer.measures("val", measures, config.num_updates, self.iteration)
+        if config.log and config.classification and self.tenth_of_run():
+            self.draw_episode()
         values = measures["accuracy" if config.classification else "loss"].mean(0)
         self.say(f"Validation results: {values[0]}, {values[config.num_updates]}")
         value = float(values[config.num_updates])
@@ -235,7 +259,29 @@ class _Training:
             self.best = value
             checkpoints.save(self.folder, self.state, self.progress, stem="best", keep=1)
 
+    def tenth_of_run(self) -> bool:
+        """Whether another tenth of the run has passed since the last validation.
+
+        TensorBoard shows ten images of a tag; more would only fill the disk.
+        """
+        total, last = self.config.total_iterations, self.iteration - self.config.validation_interval
+        return 10 * self.iteration // total > 10 * last // total
+
+    def draw_episode(self) -> None:
+        """Draws the first validation task with what is predicted after as many steps as training takes."""
+        config = self.config
+        episodes, outputs = self.evaluator.first_task(self.state.weights, "val", config.num_updates)
+        picture = draw_episode(*episode_rows(episodes, outputs, channels=config.image_shape[1]))
+        self.writer.image("val", "episode", picture, self.iteration)
+
+    def draw_histograms(self) -> None:
+        """Draws the weights and the gradient of the coming update."""
+        pretraining = self.iteration < self.config.pretraining
+        gradients = self.gradient(self.state.weights, tf.constant(self.iteration), pretraining)
+        self.writer.histograms(self.state.weights, gradients, self.iteration)
+
     def save(self) -> None:
+        self.writer.flush()
         checkpoints.save(self.folder, self.state, self.progress)
 
     def say(self, line: str) -> None:

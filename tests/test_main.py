@@ -36,6 +36,7 @@ def test_the_two_commands_in_processes_of_their_own(tmp_path):
 
     tested = run_process("--train=False", "--test_set=True", "--test_tasks=30", cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
+    assert tested.stderr == ""
     rows = [line for line in tested.stdout.splitlines() if re.match(r"before|\d+ update", line)]
     assert len(rows) == 11
     assert "support set" in rows[0]
@@ -122,6 +123,7 @@ def test_omniglot_without_data_offers_the_download(here, capsys):
         ("--train=False", "--logdir=nowhere", "--test_set=True"),
         ("--logdir=/proc/nothing",),
         ("--logdir=a_file",),
+        ("--histograms", "--log=False"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(here, capsys, flags):

@@ -28,14 +28,14 @@ def train(folder, compiled: bool = False, **flags) -> training.Trained:
 
 
 def scalars(folder) -> dict[str, dict[int, float]]:
-    """TensorBoard scalars by tag and step."""
+    """TensorBoard scalars of train/ and val/ by tag and step."""
     found: dict[str, dict[int, float]] = {}
-    for path in folder.glob("events*"):
+    for path in folder.glob("*/events*"):
         for record in tf.data.TFRecordDataset(str(path)):
             event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
-                if value.HasField("tensor") and value.tag != "flags":
-                    found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+                tag = f"{path.parent.name}/{value.tag}"
+                found.setdefault(tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
     return found
 
 
@@ -87,27 +87,29 @@ def test_iterations_are_the_single_updates_one_after_another(tmp_path):
         np.testing.assert_allclose(expected, found, rtol=1e-5, atol=1e-7)
 
 
-def test_summaries_have_the_official_names_and_every_step(tmp_path):
+def test_summaries_of_every_step_have_the_same_tags_in_training_and_validation(tmp_path):
+    """TensorBoard draws curves of one tag in one chart."""
     train(tmp_path, num_updates=2, test_num_updates=3)
     found = scalars(tmp_path)
-    names = {"Pre-update loss"} | {f"Post-update loss, step {step}" for step in (1, 2, 3)}
-    assert set(found) == {f"{prefix}/{name}" for prefix in ("metatrain", "metaval") for name in names}
-    assert set(found["metatrain/Pre-update loss"]) == set(range(0, 70, 10))
-    assert set(found["metaval/Pre-update loss"]) == {30, 60}
+    names = {"loss/Pre-update", "loss/Post-update"} | {f"loss/Post-update, step {step}" for step in (1, 2, 3)}
+    assert set(found) == {f"{split}/{name}" for split in ("train", "val") for name in names}
+    assert found["val/loss/Post-update"] == found["val/loss/Post-update, step 2"]
+    assert set(found["train/loss/Pre-update"]) == set(range(0, 70, 10))
+    assert set(found["val/loss/Pre-update"]) == {30, 60}
 
 
 def test_printed_lines_and_kept_checkpoints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Config, "print_interval", 20)
     trained = train(tmp_path)
     losses = scalars(tmp_path)
-    pre, post = losses["metatrain/Pre-update loss"], losses["metatrain/Post-update loss, step 1"]
+    pre, post = losses["train/loss/Pre-update"], losses["train/loss/Post-update, step 1"]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Iteration")]
     assert [line.split(":")[0] for line in lines] == ["Iteration 20", "Iteration 40", "Iteration 60"]
     means = [float(number) for number in lines[1].split(": ")[1].split(", ")]
     np.testing.assert_allclose(means, [np.mean([pre[30], pre[40]]), np.mean([post[30], post[40]])], rtol=1e-6)
     kept = [checkpoint.prefix.name for checkpoint in checkpoints.list_checkpoints(tmp_path)]
     assert kept == ["model25", "model50", "model60"]
-    validation = losses["metaval/Post-update loss, step 1"]
+    validation = losses["val/loss/Post-update, step 1"]
     [best] = checkpoints.list_checkpoints(tmp_path, "best")
     assert best.iteration == min(validation, key=lambda iteration: validation[iteration])
     assert trained.progress.best == -min(validation.values())
