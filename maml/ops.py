@@ -18,14 +18,14 @@ fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 def to_groups(inp: tf.Tensor) -> tf.Tensor:
     """[tasks, examples, height, width, channels] → [examples, height, width, tasks · channels]."""
-    tasks, examples, height, width, channels = inp.shape
-    return tf.reshape(tf.transpose(inp, [1, 2, 3, 0, 4]), [examples, height, width, tasks * channels])
+    tasks, _, height, width, channels = inp.shape
+    return tf.reshape(tf.transpose(inp, [1, 2, 3, 0, 4]), [-1, height, width, tasks * channels])
 
 
 def from_groups(inp: tf.Tensor, tasks: int) -> tf.Tensor:
     """The inverse of `to_groups`."""
-    examples, height, width, channels = inp.shape
-    inp = tf.reshape(inp, [examples, height, width, tasks, channels // tasks])
+    _, height, width, channels = inp.shape
+    inp = tf.reshape(inp, [-1, height, width, tasks, channels // tasks])
     return tf.transpose(inp, [3, 0, 1, 2, 4])
 
 
@@ -96,6 +96,8 @@ def standardize_and_pool(inp: tf.Tensor, epsilon: float) -> tf.Tensor:
     Returns:
         [examples, height // 2, width // 2, channels].
     """
+    if inp.shape[0] is None:  # an exported model: any number of examples, and first derivatives only
+        return max_pool(standardize(inp, epsilon))
 
     @tf.custom_gradient
     def op(x):
@@ -163,7 +165,7 @@ def _multiply(a, b):
 
 def _windows(x: tf.Tensor, height: int, width: int) -> list[tf.Tensor]:
     """The four members of every 2×2 window, [n, height, width, c] each; an odd last row or column is dropped."""
-    x = tf.reshape(x[:, : 2 * height, : 2 * width], [x.shape[0], height, 2, width, 2, x.shape[3]])
+    x = tf.reshape(x[:, : 2 * height, : 2 * width], [-1, height, 2, width, 2, x.shape[3]])
     return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
 
 
