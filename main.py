@@ -2,6 +2,8 @@
 
   python main.py                                  trains (sinusoid unless --datasource says otherwise)
   python main.py --train=False --test_set=True    tests the run last trained
+  python main.py --predict --support=DIR --query=DIR
+                                                  classifies images with the run last trained
   python main.py --check_gradients                proves the meta-gradient of the model that the flags describe
 
 The README lists the commands of the paper; every flag of the official code keeps its name,
@@ -13,6 +15,7 @@ import dataclasses
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -128,6 +131,7 @@ def run_test(given: dict[str, Any]) -> int:
     from maml import checkpoints
     from maml.data_generator import DataGenerator
     from maml.evaluation import Evaluator, TestResult, result_table, write_results
+    from maml.learner import Learner
     from maml.maml import MAML
     from maml.memory import check_memory
     from maml.runs import find_run
@@ -138,6 +142,8 @@ def run_test(given: dict[str, Any]) -> int:
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = MAML(config)
     state, _ = checkpoints.restore(checkpoint, model.init_state())
+    if config.export_dir:
+        export(Learner(config, model, state.weights, checkpoint.prefix))
     split = "test" if config.test_set else "val"
     evaluator = Evaluator(model, DataGenerator(config, (split,)))
     print(f"Testing {checkpoint.prefix} on {config.test_tasks} {split} tasks")
@@ -154,6 +160,40 @@ def run_test(given: dict[str, Any]) -> int:
     table = write_results(folder, config, values, result, checkpoint.prefix.name)
     print(f"Written to {table} (and .pkl, .json)")
     return 0
+
+
+def run_predict(given: dict[str, Any]) -> int:
+    """Classifies a folder of images, exports the model, or both; returns the exit code."""
+    from maml.learner import open_learner
+    from maml.prediction import predict_folder, write_predictions
+
+    learner = open_learner(given)
+    config = learner.config
+    print_setting(config, given)
+    if config.export_dir:
+        export(learner)
+    if config.support or config.query or not config.export_dir:
+        predictions = predict_folder(learner, config.support, config.query)
+        print(
+            f"{learner.checkpoint}, adapted to {predictions.support} images of {len(predictions.classes)} classes "
+            f"in {config.evaluation_updates} updates"
+        )
+        if config.transductive:
+            print("All queries share one batch-norm; with --bn_mode=support each prediction stands on its own")
+        width = max(map(len, predictions.files))
+        for name, label, probability in predictions.rows():
+            print(f"{name:<{width}}  {label}  {probability:.3f}")
+        if config.predict_csv:
+            write_predictions(Path(config.predict_csv), predictions)
+            print(f"Written to {config.predict_csv}")
+    return 0
+
+
+def export(learner) -> None:
+    """Exports a learner to --export_dir and says so."""
+    with quiet_stderr():
+        learner.export(learner.config.export_dir)
+    print(f"Exported to {learner.config.export_dir}")
 
 
 def run_gradient_check(config: Config, given: dict[str, Any]) -> int:
@@ -178,6 +218,8 @@ def run(config: Config, given: dict[str, Any]) -> int:
     try:
         if config.check_gradients:
             return run_gradient_check(config, given)
+        if config.predict:
+            return run_predict(given)
         return run_training(config, given) if config.train else run_test(given)
     except tf.errors.OpError as error:
         if "events.out.tfevents" in error.message:
@@ -199,7 +241,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Trains or tests; bad input ends with one line and exit code 1."""
+    """Trains, tests or predicts; bad input ends with one line and exit code 1."""
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]}: not a flag; write --flag=value (--help lists them)")

@@ -100,6 +100,19 @@ class Config:
     check_gradients: bool = _flag(
         False, "neither train nor test: compare this model's meta-gradient with central differences in float64"
     )
+    predict: bool = _flag(
+        False, "neither train nor test: adapt to the images of --support and classify those of --query"
+    )
+    support: str = _flag("", "folder with a folder of support images for each class, for --predict")
+    query: str = _flag("", "folder of the images to classify, for --predict")
+    predict_csv: str = _flag("", "file that --predict writes its predictions to")
+    export_dir: str = _flag("", "folder that a test or --predict exports the model to, as a SavedModel")
+    bn_mode: str = _flag(
+        "transductive",
+        "statistics of batch-norm in a test and in --predict: of the query batch (transductive, the official way) or "
+        "of the support set",
+        choices=("transductive", "support"),
+    )
     seed: int = _flag(0, "fixes weights, episodes, validation and test tasks", least=0)
     data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)")
     image_size: int = _flag(UNSET, "height and width of the images of a folder (-1: 84)", least=-1)
@@ -195,8 +208,27 @@ class Config:
             raise UserError(f"--image_size={self.image_size}: must be between {smallest} and 1024 for this network")
         if self.histograms and not self.log:
             raise UserError("--histograms needs TensorBoard's summaries: leave --log=False out")
+        self._validate_use()
         if self.total_iterations == 0 and self.train:
             raise UserError("--metatrain_iterations=0 and --pretrain_iterations=0 leave nothing to train")
+
+    def _validate_use(self) -> None:
+        """Refuses flags of a test or a prediction that do not fit the run or each other."""
+        training = self.train and not self.predict
+        if self.bn_mode != "transductive" and training:
+            raise UserError(f"--bn_mode={self.bn_mode} is for --train=False and --predict; training is transductive")
+        if self.bn_mode != "transductive" and self.norm != "batch_norm":
+            raise UserError(f"--bn_mode={self.bn_mode} is for batch-norm, and this run has --norm={self.norm}")
+        if self.export_dir and training:
+            raise UserError(f"--export_dir={self.export_dir} is for --train=False and --predict; train first")
+        for name in ("support", "query", "predict_csv"):
+            if getattr(self, name) and not self.predict:
+                raise UserError(f"--{name}={getattr(self, name)} is for --predict; add that flag")
+
+    @property
+    def transductive(self) -> bool:
+        """Whether an example's outputs depend on the examples beside it in testing and prediction."""
+        return self.norm == "batch_norm" and self.bn_mode == "transductive"
 
     @property
     def classification(self) -> bool:

@@ -74,7 +74,11 @@ class TestResult(NamedTuple):
 def result_table(result: TestResult, config: Config) -> str:
     """The table of a meta-test, a line a step."""
     measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
-    lines = [f"{'step':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
+    lines = []
+    if config.norm == "batch_norm":
+        whose = "query batch (transductive)" if config.transductive else "support set"
+        lines.append(f"batch-norm statistics: {whose}")
+    lines += [f"{'step':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
     for step, (mean, std, ci95) in enumerate(zip(*result, strict=True)):
         label = f"{step} updates, query set" if step else "before, support set"
         lines.append(
@@ -85,12 +89,15 @@ def result_table(result: TestResult, config: Config) -> str:
 
 
 def results_file(folder: Path, config: Config, suffix: str) -> Path:
-    """Where a meta-test's results stand, under the official name."""
-    return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{suffix}"
+    """Where a meta-test's results stand: the official name, and the mode of batch-norm if it is not the official one."""
+    mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
+    return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{mode}{suffix}"
 
 
 def write_results(folder: Path, config: Config, values: np.ndarray, result: TestResult, checkpoint: str) -> Path:
     """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
+
+    Their names say so if batch-norm's statistics were not the official ones.
 
     Returns:
         The path of the .csv.
@@ -111,6 +118,7 @@ def write_results(folder: Path, config: Config, values: np.ndarray, result: Test
             "tasks": len(values),
             "seed": config.seed,
             "measure": "accuracy" if config.classification else "mean squared error",
+            "bn_mode": config.bn_mode if config.norm == "batch_norm" else None,
             "step_0": "the support set before adaptation; later steps are the query set",
             "mean": result.mean.tolist(),
             "std": result.std.tolist(),

@@ -98,8 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder and its parents.
+def make_folder(path: Path, flag: str = "--logdir") -> None:
+    """Creates a folder and its parents; `flag` is what named it.
 
     Raises:
         UserError: it cannot be created or written.
@@ -110,4 +110,4 @@ def make_folder(path: Path) -> None:
         os.close(handle)
         os.unlink(probe)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --logdir") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another {flag}") from error

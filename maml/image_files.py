@@ -110,6 +110,25 @@ def class_images(folder: str) -> dict[str, list[str]]:
     return classes
 
 
+def folder_images(folder: str) -> list[str]:
+    """The sorted image paths in `folder`; hidden files are passed over.
+
+    Raises:
+        UserError: there are none, or something is not an image.
+    """
+    folders, files = visible(folder)
+    images = [entry.path for entry in files if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    strange = [entry.name for entry in folders + files if entry.path not in images]
+    if strange:
+        raise UserError(
+            f"{folder}: {len(strange)} not of the form <image>{{{','.join(IMAGE_SUFFIXES)}}}: "
+            f"{listed(strange)}; remove or convert them"
+        )
+    if not images:
+        raise UserError(f"{folder}: no images in it; put at least one there")
+    return images
+
+
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An image of the wanted size, uint8 [size, size, 3] or [size, size]; LANCZOS where it has another size."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255

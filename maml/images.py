@@ -105,6 +105,31 @@ def load_split(
     return _kept(places, source)
 
 
+def read_images(
+    paths: list[str], datasource: str, *, image_size: int, channels: int, resize: str = "nearest"
+) -> np.ndarray:
+    """Image files, prepared as `load_split` prepares those of a data source: uint8 [n, height, width, channels].
+
+    Omniglot's drawings are expected in ink on paper and come out inverted.
+
+    Args:
+        paths: PNG or JPEG files.
+        datasource, image_size, channels, resize: see `load_split`.
+
+    Raises:
+        UserError: some are unreadable, or there are none.
+    """
+    if not paths:
+        raise UserError("no image files were named; name at least one")
+    if datasource == "omniglot":
+        convert = functools.partial(_drawing, size=image_size, resize=resize)
+    else:
+        convert = functools.partial(fit, size=image_size, channels=channels)
+    files = [ImageFile(path, opener(path)) for path in paths]
+    rows = decode(files, convert, image_size * image_size * channels, "images", "replace or remove them")
+    return rows.reshape(-1, image_size, image_size, channels)
+
+
 def check_enough(split: ImageSplit, name: str, num_classes: int, shots: int, queries: int) -> None:
     """Raises UserError if tasks of `num_classes` classes x (shots + queries) images cannot be drawn.
 

@@ -64,20 +64,21 @@ class MAML:
         # Small dense products drown in op dispatch, which XLA removes; XLA's convolutions are slow on the CPU.
         self.compiled = self.network.kind == "fc"
 
-    def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Loss of every task, [tasks], on the official scale."""
+    def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor, shots=None) -> tf.Tensor:
+        """Loss of every task, [tasks], on the official scale; `shots` is K where it is not the config's."""
         if self.config.classification:
-            return losses.xent(outputs, labels, self.config.update_batch_size)
+            return losses.xent(outputs, labels, self.config.update_batch_size if shots is None else shots)
         return losses.mse(outputs, labels)
 
     def inner_step(
-        self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor
+        self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, shots=None
     ) -> tuple[Weights, tf.Tensor, tf.Tensor]:
         """One step of gradient descent on the support set: θ' = θ − α ∇_θ L(θ).
 
         Args:
             weights: θ; adapted weights with a task axis.
             inputa, labela: support sets [tasks, N·K, …].
+            shots: K, if it is not the config's.
 
         Returns:
             θ', and the outputs and losses of the support sets under θ.
@@ -86,7 +87,7 @@ class MAML:
         with tf.GradientTape() as tape:
             tape.watch(theta)
             outputs = self.forward(inputa, weights)
-            task_losses = self.loss_func(outputs, labela)
+            task_losses = self.loss_func(outputs, labela, shots)
         gradients = tape.gradient(task_losses, theta, unconnected_gradients="zero")
         if self.config.stop_grad:
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
@@ -113,9 +114,32 @@ class MAML:
             if step == 0:
                 outputa, lossesa = outputs, task_losses
             if every_step or step == num_updates - 1:
-                outputbs.append(self.forward(inputb, fast))
+                outputbs.append(self.predict(fast, inputa, inputb))
                 lossesb.append(self.loss_func(outputbs[-1], labelb))
         return Outcome(fast, outputa, outputbs, lossesa, lossesb)
+
+    def adapt(self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int) -> Weights:
+        """The fast weights after `num_updates` steps on support sets of any size.
+
+        The K in the loss is the number of support examples / N here, so the loss of a support set of any
+        size, balanced or not, is N times its mean, as it is for the shots of the training.
+        """
+        shots = tf.cast(tf.shape(inputa)[1], inputa.dtype) / self.network.dim_output
+        fast = per_task(weights, inputa.shape[0])
+        for _ in range(num_updates):
+            fast, _, _ = self.inner_step(fast, inputa, labela, shots)
+        return fast
+
+    def predict(self, fast: Weights, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
+        """Outputs of the query sets `inputb`, [tasks, N·Q, dim_output], under adapted weights.
+
+        Batch-norm standardizes them by their own statistics, or by those of the support sets
+        `inputa` under the same weights (`--bn_mode=support`).
+        """
+        if self.config.bn_mode != "support":
+            return self.forward(inputb, fast)
+        support = tf.shape(inputa)[1]
+        return self.forward(tf.concat([inputa, inputb], 1), fast, support)[:, support:]
 
     def meta_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
         """The meta-loss, mean over tasks of the query loss after the last step, and its gradient by θ."""

@@ -91,10 +91,15 @@ class Network:
         construct = construct_conv_weights if self.kind == "conv" else construct_fc_weights
         return {name: tf.cast(weight, self.dtype) for name, weight in construct(self, seed).items()}
 
-    def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
-        """Outputs [tasks, examples, dim_output] of inputs [tasks, examples, dim_input]."""
+    def forward(self, inp: tf.Tensor, weights: Weights, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Outputs [tasks, examples, dim_output] of inputs [tasks, examples, dim_input].
+
+        Args:
+            reference: batch-norm takes its statistics from so many examples, the first ones, instead of
+                from all. For prediction: not made to be fast, nor to be differentiated.
+        """
         forward = forward_conv if self.kind == "conv" else forward_fc
-        return forward(inp, per_task(weights, inp.shape[0]), self)
+        return forward(inp, per_task(weights, inp.shape[0]), self, reference)
 
 
 def is_adapted(name: str) -> bool:
@@ -167,31 +172,30 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
     return weights | _norm_weights([filters] * CONV_BLOCKS, network.norm)
 
 
-def forward_fc(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
+def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Hidden layers (affine, normalise, ReLU), then an affine output layer."""
     layers = len(network.dim_hidden) + 1
     for i in range(1, layers):
         hidden = inp @ weights[f"w{i}"] + weights[f"b{i}"][:, None]
-        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm))
+        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
     return inp @ weights[f"w{layers}"] + weights[f"b{layers}"][:, None]
 
 
-def forward_conv(inp: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
+def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Four blocks, then the head on the flattened map or on its mean over space."""
-    tasks, examples = inp.shape[0], inp.shape[1]
-    size = network.image_size
-    hidden = ops.to_groups(tf.reshape(inp, [tasks, examples, size, size, network.channels]))
+    tasks, size = inp.shape[0], network.image_size
+    hidden = ops.to_groups(tf.reshape(inp, [tasks, -1, size, size, network.channels]))
     for block in range(CONV_BLOCKS):
-        hidden = conv_block(hidden, weights, block, network)
+        hidden = conv_block(hidden, weights, block, network, reference)
     hidden = ops.from_groups(hidden, tasks)
     if network.flat_head:
-        hidden = tf.reshape(hidden, [tasks, examples, math.prod(hidden.shape[2:])])
+        hidden = tf.reshape(hidden, [tasks, -1, math.prod(hidden.shape[2:])])
     else:
         hidden = tf.reduce_mean(hidden, [2, 3])
     return hidden @ weights["w5"] + weights["b5"][:, None]
 
 
-def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -> tf.Tensor:
+def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
     """Convolution + bias → normalise → ReLU → pool; without pooling the stride is 2.
 
     With batch-norm the bias is left out, because the mean takes it away again (its gradient is
@@ -201,6 +205,7 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -
     Args:
         inp: [examples, height, width, tasks · channels].
         block: 0 to 3; the weights are conv<block + 1>, b<block + 1>.
+        reference: see `Network.forward`.
     """
     kernel, bias = weights[f"conv{block + 1}"], weights[f"b{block + 1}"]
     stride = 1 if network.max_pool else 2
@@ -211,7 +216,12 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -
         hidden = ops.conv2d(inp, kernel, stride)
     if network.norm == "batch_norm":
         shift = tf.tile(weights[f"model/{block}/beta"], [kernel.shape[0]])
-        return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window=2 if network.max_pool else 1)
+        if reference is None and hidden.shape[0] is not None:
+            window = 2 if network.max_pool else 1
+            return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window)
+        # The support set's statistics, or an exported model's unknown number of examples: no second derivative.
+        hidden = tf.nn.relu(_standardize_by(hidden[:reference], hidden, [0, 1, 2]) + shift)
+        return ops.max_pool(hidden) if network.max_pool else hidden
     hidden += tf.reshape(bias, [-1])
     if network.norm == "layer_norm":
         split = tf.reshape(hidden, [*hidden.shape[:3], kernel.shape[0], -1])
@@ -220,12 +230,15 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network) -
     return ops.max_pool(hidden) if network.max_pool else hidden
 
 
-def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str) -> tf.Tensor:
+def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str, reference=None) -> tf.Tensor:
     """Normalises [tasks, examples, units], or does nothing.
 
     Batch-norm uses the statistics of the batch at hand, in training and in testing
-    (transductive), and has a shift but no scale. Layer-norm has both.
+    (transductive), or those of its first `reference` examples. It has a shift but no scale;
+    layer-norm has both.
     """
+    if norm == "batch_norm" and reference is not None:
+        return _standardize_by(inp[:, :reference], inp, [1]) + weights[f"model/{layer}/beta"]
     if norm == "batch_norm":
         return _standardize(inp, [1], BATCH_NORM_EPSILON) + weights[f"model/{layer}/beta"]
     return layer_norm(inp, [2], weights, layer) if norm == "layer_norm" else inp
@@ -247,3 +260,10 @@ def _standardize(inp: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
     centred = inp - tf.reduce_mean(inp, axes, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
     return centred * tf.math.rsqrt(variance + epsilon)
+
+
+def _standardize_by(statistics: tf.Tensor, inp: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    """Batch-norm of `inp` with the mean and variance that `statistics` has over `axes`."""
+    mean = tf.reduce_mean(statistics, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(statistics - mean), axes, keepdims=True)
+    return (inp - mean) * tf.math.rsqrt(variance + BATCH_NORM_EPSILON)

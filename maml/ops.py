@@ -21,14 +21,14 @@ NOBODY = 9  # larger than any position in a window
 
 def to_groups(inp: tf.Tensor) -> tf.Tensor:
     """[tasks, examples, height, width, channels] → [examples, height, width, tasks · channels]."""
-    tasks, examples, height, width, channels = inp.shape
-    return tf.reshape(tf.transpose(inp, [1, 2, 3, 0, 4]), [examples, height, width, tasks * channels])
+    tasks, _, height, width, channels = inp.shape
+    return tf.reshape(tf.transpose(inp, [1, 2, 3, 0, 4]), [-1, height, width, tasks * channels])
 
 
 def from_groups(inp: tf.Tensor, tasks: int) -> tf.Tensor:
     """The inverse of `to_groups`."""
-    examples, height, width, channels = inp.shape
-    inp = tf.reshape(inp, [examples, height, width, tasks, channels // tasks])
+    _, height, width, channels = inp.shape
+    inp = tf.reshape(inp, [-1, height, width, tasks, channels // tasks])
     return tf.transpose(inp, [3, 0, 1, 2, 4])
 
 
@@ -192,7 +192,7 @@ def _windows(x: tf.Tensor, window: int) -> list[tf.Tensor]:
     if window == 1:
         return [x]
     height, width = x.shape[1] // window, x.shape[2] // window
-    x = tf.reshape(x[:, : window * height, : window * width], [x.shape[0], height, window, width, window, x.shape[3]])
+    x = tf.reshape(x[:, : window * height, : window * width], [-1, height, window, width, window, x.shape[3]])
     return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
 
 

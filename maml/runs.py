@@ -30,6 +30,7 @@ SHOT_AND_RATE = ("update_batch_size", "update_lr")
 CALL_FIELDS = (
     *("train", "test_iter", "test_set", "test_tasks", "test_checkpoint", "test_num_updates", "log", "resume", "tf32"),
     *("logdir", "train_update_batch_size", "train_update_lr", "check_gradients", "deterministic", "histograms"),
+    *("predict", "support", "query", "predict_csv", "export_dir", "bn_mode"),
 )
 # Flags whose change, when a run is resumed, is no change of the training.
 HARMLESS_FIELDS = (

@@ -1,0 +1,282 @@
+"""What a run has learned, put to use: adapt to a few labelled examples, then predict.
+
+    learner = maml.load("logs/omniglot5way")
+    adapted = learner.adapt(support_images, ["dog", "cat", "cow", "hen", "pig"])
+    adapted.predict(query_images)  # ["cow", "dog", …]
+
+Nothing here depends on how a model adapts: it has `adapt`, whose result only its `predict` reads.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from maml import checkpoints
+from maml.config import Config
+from maml.errors import UserError
+from maml.files import make_folder, write_json
+from maml.images import read_images
+from maml.maml import MAML
+from maml.networks import Weights
+from maml.runs import find_run
+
+PART = 256  # query images at a time, where they do not depend on each other
+
+
+def load(logdir: str | os.PathLike = "logs", **flags: Any) -> "Learner":
+    """The learner of a run.
+
+    Args:
+        logdir: a run's folder, or a folder of runs: the one last trained that agrees with `flags`.
+        flags: flags of `main.py`, which choose the run and its checkpoint and override its setting, as
+            in a test: `test_iter=3000`, `test_checkpoint="best"`, `bn_mode="support"`, `update_lr=0.1`.
+
+    Raises:
+        UserError: there is no such run, checkpoint or flag.
+    """
+    unknown = set(flags) - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UserError(f"load: no flag {', '.join(sorted(unknown))}; `python main.py --help` lists them")
+    return open_learner(flags | {"logdir": os.fspath(logdir)})
+
+
+def open_learner(given: dict[str, Any]) -> "Learner":
+    """The learner that these flags mean; see `load`."""
+    folder, config = find_run(given)
+    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
+    model = MAML(config)
+    state, _ = checkpoints.restore(checkpoint, model.init_state())
+    return Learner(config, model, state.weights, checkpoint.prefix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A meta-trained model.
+
+    Images are arrays [n, height, width, channels], or [n, height, width] if they have one channel:
+    uint8 from 0 to 255 or floats from 0 to 1, of the training's size and look. Omniglot's drawings
+    are inverted there: ink is bright (255 or 1), paper is 0. `read_images` makes such arrays of
+    files. A sinusoid run takes numbers x, [n, 1] (its oracle [n, 3]), wherever this says images.
+
+    config: the run's setting.
+    model: has `adapt` and `predict`.
+    weights: what was meta-learned.
+    checkpoint: where the weights are from.
+    """
+
+    config: Config
+    model: MAML
+    weights: Weights
+    checkpoint: Path
+
+    def adapt(
+        self,
+        support_images: np.ndarray,
+        support_labels: Sequence[Hashable] | np.ndarray,
+        num_updates: int | None = None,
+    ) -> "Adapted":
+        """Learns a new task from a support set, which may hold more or fewer images of one class than of another.
+
+        The loss is N times its mean over the support set, for any number of images. It is what the
+        run was trained with if there are K images a class, and keeps the inner rate's meaning otherwise.
+
+        Args:
+            support_images: see the class.
+            support_labels: a label for each image, of any hashable type, exactly `num_classes`
+                different ones; for a sinusoid run the values y, [n, 1].
+            num_updates: inner steps; None: as many as a test makes (10, or `test_num_updates`).
+
+        Raises:
+            UserError: shapes, types or the number of classes do not fit.
+        """
+        inputs = self._inputs(support_images, "support_images")
+        if self.config.classification:
+            classes, labels = self._one_hot(support_labels, inputs.shape[1])
+        else:
+            classes, labels = (), self._targets(support_labels, inputs.shape[1])
+        state = self.model.adapt(self.weights, inputs, labels, self._steps(num_updates))
+        return Adapted(self, classes, inputs, state)
+
+    def read_images(self, paths: Sequence[str | os.PathLike]) -> np.ndarray:
+        """Image files as the training reads them (resized, Omniglot's drawings inverted): uint8 [n, h, w, c].
+
+        Raises:
+            UserError: some are unreadable, or there are none.
+        """
+        config = self.config
+        if not config.classification:
+            raise UserError("a sinusoid run takes numbers; images are for the other data sources")
+        size, channels = config.image_shape
+        names = [os.fspath(path) for path in paths]
+        return read_images(names, config.datasource, image_size=size, channels=channels, resize=config.omniglot_resize)
+
+    def export(self, folder: str | os.PathLike, num_updates: int | None = None) -> None:
+        """Writes adaptation and prediction as one SavedModel, which TensorFlow loads without this package.
+
+        Its signature `serving_default` takes `support_images` float32 [S, h, w, c] from 0 to 1,
+        `support_labels` int64 [S] from 0 to N − 1 and `query_images` [Q, h, w, c], any S and Q, and
+        returns `probabilities` [Q, N]. For a sinusoid run the images are `support_inputs` [S, 1] and
+        `query_inputs`, the labels float32 [S, 1], and it returns `values` [Q, 1]. The number of steps
+        and `bn_mode` are fixed. `export.json` beside it says what it is.
+
+        Raises:
+            UserError: the folder is not empty, or cannot be written.
+        """
+        steps, target = self._steps(num_updates), Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target}: exists and is not an empty folder; choose another --export_dir")
+        make_folder(target.absolute().parent, "--export_dir")
+        module = _Exported(self, steps)
+        about = {"checkpoint": str(self.checkpoint), "num_updates": steps, "config": self.config.to_dict()}
+        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as temporary:
+            written = Path(temporary, target.name)
+            tf.saved_model.save(module, str(written), signatures=module.signature)
+            write_json(written / "export.json", about)
+            os.replace(written, target)
+
+    def _steps(self, num_updates: int | None) -> int:
+        steps = self.config.evaluation_updates if num_updates is None else num_updates
+        if not isinstance(steps, int) or steps < 0:
+            raise UserError(f"num_updates={steps!r}: must be a whole number, 0 or more")
+        return steps
+
+    def _inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
+        """[1, n, dim_input] of images, or of the numbers of a regression."""
+        array, (size, channels) = np.asarray(images), self.config.image_shape
+        shapes: list[tuple[int, ...]] = [(size, size, channels)] + [(size, size)] * (channels == 1)
+        if not self.config.classification:
+            shapes = [(self.model.network.dim_input,)]
+        if array.shape[1:] not in shapes or len(array) == 0:
+            needed = " or ".join(f"[n, {', '.join(map(str, shape))}]" for shape in shapes)
+            raise UserError(f"{name}: shape {list(array.shape)}, needed {needed} with n of 1 or more")
+        if not self.config.classification:
+            array = _numbers(array, name)
+        elif array.dtype == np.uint8:
+            array = array.astype(np.float32) / np.float32(255)
+        elif not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"{name}: of type {array.dtype}, needed uint8 from 0 to 255 or floats from 0 to 1")
+        elif not (array.min() >= 0 and array.max() <= 1):
+            raise UserError(
+                f"{name}: floats from {array.min():g} to {array.max():g}, needed 0 to 1 (or uint8 from 0 to 255)"
+            )
+        return tf.constant(array.reshape(1, len(array), -1), self.config.dtype)
+
+    def _one_hot(self, labels: Sequence[Hashable] | np.ndarray, examples: int) -> tuple[tuple, tf.Tensor]:
+        """The classes in the order of their first example, and the labels as [1, examples, N]."""
+        given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        try:
+            classes = tuple(dict.fromkeys(given))
+        except TypeError as error:
+            raise UserError("support_labels: needed one hashable label an image, not one-hot rows") from error
+        if len(given) != examples:
+            raise UserError(f"support_labels: {len(given)} labels for {examples} images; give one an image")
+        if len(classes) != self.config.num_classes:
+            raise UserError(
+                f"support_labels: {len(classes)} different labels, and this run learned {self.config.num_classes}-way "
+                f"tasks: give images of exactly {self.config.num_classes} classes"
+            )
+        index = {label: column for column, label in enumerate(classes)}
+        return classes, tf.one_hot([[index[label] for label in given]], len(classes), dtype=self.config.dtype)
+
+    def _targets(self, values: Any, examples: int) -> tf.Tensor:
+        array = np.asarray(values)
+        if array.shape != (examples, 1):
+            raise UserError(
+                f"support_labels: shape {list(array.shape)}, needed [{examples}, 1], a value for each input"
+            )
+        return tf.constant(_numbers(array, "support_labels")[None], self.config.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A learner after its adaptation to a task.
+
+    With batch-norm, predictions are transductive unless the run was loaded with
+    `bn_mode="support"`: images are standardized by the statistics of all that are given in one
+    call. The prediction for an image then changes with its companions, and one that is alone, or
+    among images of a single class, is predicted badly.
+
+    learner: it.
+    classes: the labels, in the order of the columns of `predict_proba`; empty for a sinusoid run.
+    support: [1, S, dim_input].
+    state: what the model's `adapt` returned.
+    """
+
+    learner: Learner
+    classes: tuple
+    support: tf.Tensor
+    state: Any
+
+    def predict(self, images: np.ndarray) -> Any:
+        """The label of each image, as they were given, in a list; for a sinusoid run the values [n, 1].
+
+        Raises:
+            UserError: shape or type do not fit.
+        """
+        outputs = self._outputs(images)
+        if not self.classes:
+            return outputs.numpy()
+        return [self.classes[index] for index in tf.argmax(outputs, -1).numpy()]
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities [n, N], a column for each of `classes`.
+
+        Raises:
+            UserError: shape or type do not fit, or the run is a regression.
+        """
+        if not self.classes:
+            raise UserError("a sinusoid run has no probabilities; use predict")
+        return tf.nn.softmax(self._outputs(images)).numpy()
+
+    def _outputs(self, images: np.ndarray) -> tf.Tensor:
+        inputs = self.learner._inputs(images, "images")
+        together = inputs.shape[1] if self.learner.config.transductive else PART
+        parts = [inputs[:, start : start + together] for start in range(0, inputs.shape[1], together)]
+        return tf.concat([self.learner.model.predict(self.state, self.support, part)[0] for part in parts], 0)
+
+
+class _Exported(tf.Module):
+    """A learner as a SavedModel."""
+
+    def __init__(self, learner: Learner, num_updates: int):
+        super().__init__()
+        self._learned = {name.replace("/", "_"): tf.Variable(w, trainable=False) for name, w in learner.weights.items()}
+        self.signature = _signature(learner, list(self._learned.values()), num_updates)
+
+
+def _signature(learner: Learner, variables: list[tf.Variable], num_updates: int):
+    """The function that is exported; see `Learner.export`."""
+    config, model = learner.config, learner.model
+    size, channels = config.image_shape
+    if config.classification:
+        kind, shape, labels = "images", [None, size, size, channels], tf.TensorSpec([None], tf.int64, "support_labels")
+    else:
+        kind, shape = "inputs", [None, model.network.dim_input]
+        labels = tf.TensorSpec([None, 1], tf.float32, "support_labels")
+    examples = [tf.TensorSpec(shape, tf.float32, f"{role}_{kind}") for role in ("support", "query")]
+
+    @tf.function(autograph=False, input_signature=[examples[0], labels, examples[1]])
+    def predict(support, labels, query):
+        weights = {name: variable.read_value() for name, variable in zip(learner.weights, variables, strict=True)}
+        support, query = (
+            tf.cast(tf.reshape(given, [1, -1, model.network.dim_input]), config.dtype) for given in (support, query)
+        )
+        if config.classification:
+            labels = tf.one_hot(labels, config.num_classes)
+        state = model.adapt(weights, support, tf.cast(labels, config.dtype)[None], num_updates)
+        outputs = tf.cast(model.predict(state, support, query)[0], tf.float32)
+        return {"probabilities": tf.nn.softmax(outputs)} if config.classification else {"values": outputs}
+
+    return predict
+
+
+def _numbers(array: np.ndarray, name: str) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+        raise UserError(f"{name}: of type {array.dtype}, needed finite numbers")
+    return array
