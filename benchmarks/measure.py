@@ -43,11 +43,10 @@ def digits(value: float) -> str:
 def by_turns(calls: dict[str, Callable[[], Any]], repetitions: int, seconds: float) -> dict[str, list[float]]:
     """Seconds of each call, all called once a repetition, so that a disturbance meets them all.
 
-    Each is called once before, unmeasured. After `seconds` the repetitions end, but not before
-    there are `FEWEST`.
+    Each is called once more before it is timed, because the others have emptied the caches, and a
+    training's steps follow one another. After `seconds` the repetitions end, but not before there
+    are `FEWEST`.
     """
-    for call in calls.values():
-        call()
     gc.collect()
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
@@ -55,6 +54,7 @@ def by_turns(calls: dict[str, Callable[[], Any]], repetitions: int, seconds: flo
         if repetition >= FEWEST and time.perf_counter() - begin > seconds:
             break
         for name, call in calls.items():
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

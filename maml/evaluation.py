@@ -89,7 +89,7 @@ def result_table(result: TestResult, config: Config) -> str:
 
 
 def results_file(folder: Path, config: Config, suffix: str) -> Path:
-    """Where a meta-test's results stand: the official name, and the mode of batch-norm if it is not the official one."""
+    """Where a meta-test's results stand: the official name, and batch-norm's mode if that is not the official one."""
     mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
     return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{mode}{suffix}"
 
