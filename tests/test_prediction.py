@@ -100,7 +100,7 @@ def test_a_test_says_whose_statistics_it_used(here, capsys):
         (("--predict", "--support=support"), "--query=: no such folder"),
         (("--predict", "--support=photos/train", "--query=query"), "has 6 class folders"),
         (("--predict", "--support=support", "--query=support"), "3 not of the form"),
-        (("--predict", "--support=support", "--query=query", "--predict_csv=no/where.csv"), "cannot be written"),
+        (("--predict", "--support=support", "--query=query", "--predict_csv=no/where.csv"), "could not be written"),
         (("--predict", "--export_dir=query"), "not an empty folder"),
     ],
 )
