@@ -62,11 +62,11 @@ def write_data(source: str, folder: Path) -> None:
         write_class_folders(folder, {"train": 6, "val": 4}, 6, size, channels)
 
 
-def start(source: str, folder: Path, deterministic: bool = True) -> subprocess.Popen:
+def start(source: str, folder: Path, flags: tuple[str, ...]) -> subprocess.Popen:
     """Trains in `folder`; what it prints goes to files there."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(ROOT / "main.py"), f"--datasource={source}", "--logdir=runs", *FLAGS[source]]
-    command += [f"--deterministic={deterministic}", f"--data_dir={folder.parent / 'data'}"]
+    command = [sys.executable, str(ROOT / "main.py"), f"--datasource={source}", "--logdir=runs", "--deterministic"]
+    command += [f"--data_dir={folder.parent / 'data'}", *FLAGS[source], *flags]
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         return subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=err)
 
@@ -89,18 +89,20 @@ def newest(folder: Path) -> int:
 
 
 def tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
-    """All tensors of the newest checkpoint of a stem."""
+    """All tensors of the newest checkpoint of a stem, if there is one."""
     found = folder.glob(f"runs/*/{stem}*.index")
-    latest = max(found, key=lambda path: int(path.stem.removeprefix(stem)))
+    latest = max(found, key=lambda path: int(path.stem.removeprefix(stem)), default=None)
+    if latest is None:
+        return {}
     reader = tf.train.load_checkpoint(str(latest.with_suffix("")))
     return {f"{stem}/{name}": reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def kill_and_resume(source: str, kills: int, seed: int, folder: Path) -> Outcome:
+def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tuple[str, ...] = ()) -> Outcome:
     """Trains once without and once with kills; AssertionError if anything differs."""
     write_data(source, folder / "data")
     begin, whole, killed = time.perf_counter(), folder / "whole", folder / "killed"
-    assert start(source, whole).wait() == 0, (whole / "err").read_text()
+    assert start(source, whole, flags).wait() == 0, (whole / "err").read_text()
     training_seconds = max(time.perf_counter() - begin - START_SECONDS, 1.0)
     expected, total = results(printed(whole)), newest(whole)
 
@@ -120,7 +122,7 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path) -> Outcome
 
     for number in range(kills):
         before = newest(killed)
-        process = start(source, killed)
+        process = start(source, killed, flags)
         if rng.random() < 0.2:  # while it starts
             time.sleep(rng.uniform(0, START_SECONDS))
         else:
@@ -133,13 +135,13 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path) -> Outcome
         process.wait()
         take(before)
         moments.append(newest(killed))
-    last = start(source, killed)
+    last = start(source, killed, flags)
     assert last.wait() == 0, (killed / "err").read_text()
     take(moments[-1] if moments else 0)
 
     assert seen == set(expected), f"missing: {set(expected) - seen}"
     wanted, found = ({**tensors(each, "model"), **tensors(each, "best")} for each in (whole, killed))
-    assert wanted.keys() == found.keys()
+    assert wanted and wanted.keys() == found.keys()
     for name, value in wanted.items():
         assert value.dtype == found[name].dtype and value.tobytes() == found[name].tobytes(), name
     return Outcome(moments, len(expected), len(wanted))
