@@ -1,10 +1,10 @@
 """Writing files so that a reader finds the old one or the new one, whole, and never a part."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +59,17 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`, which the kernel frees when the process ends, however it ends.
 
-    The file stays. Its text, `host process`, is for the one who is refused.
+    The file stays. Its text, `host process`, is for the one who is refused. On Windows, which has
+    no such locks, nothing is held.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "a+", encoding="utf-8"))
