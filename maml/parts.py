@@ -22,9 +22,9 @@ CACHED_MAP = 900_000
 
 
 def part_size(network: Network, episodes: Episodes) -> int:
-    """Tasks to compute at once: on a GPU and in dense networks all, else what fits a cache and feeds every core."""
+    """Tasks to compute at once: of convolutional networks what fits a cache and feeds every core; else, and on a GPU, all."""
     tasks, examples = episodes.inputa.shape[:2]
-    if network.kind == "fc" or tf.config.list_physical_devices("GPU"):
+    if network.kind != "conv" or tf.config.list_physical_devices("GPU"):
         return tasks
     cached = round(CACHED_MAP / (examples * network.largest_map))
     most = max(1, min(cached, math.ceil(tasks / _cores())))
