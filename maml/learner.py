@@ -134,11 +134,15 @@ class Learner:
         make_folder(target.absolute().parent, "--export_dir")
         module = _Exported(self, steps)
         about = {"checkpoint": str(self.checkpoint), "num_updates": steps, "config": self.config.to_dict()}
-        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as temporary:
-            written = Path(temporary, target.name)
-            tf.saved_model.save(module, str(written), signatures=module.signature)
-            write_json(written / "export.json", about)
-            os.replace(written, target)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as temporary:
+                written = Path(temporary, target.name)
+                tf.saved_model.save(module, str(written), signatures=module.signature)
+                write_json(written / "export.json", about)
+                os.replace(written, target)
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{target}: the export could not be written ({reason}); free some space") from error
 
     def _steps(self, num_updates: int | None) -> int:
         steps = self.config.evaluation_updates if num_updates is None else num_updates

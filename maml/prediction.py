@@ -67,11 +67,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "class", "probability", *(f"p({name})" for name in predictions.classes)])
-            for row, every in zip(predictions.rows(), predictions.probabilities, strict=True):
-                writer.writerow([*row, *map(float, every)])
-    except OSError as error:
-        raise UserError(f"--predict_csv={path}: cannot be written ({error.strerror}); choose another") from error
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "class", "probability", *(f"p({name})" for name in predictions.classes)])
+        for row, every in zip(predictions.rows(), predictions.probabilities, strict=True):
+            writer.writerow([*row, *map(float, every)])

@@ -266,3 +266,14 @@ def test_an_export_replaces_nothing(tmp_path):
         with pytest.raises(UserError, match="choose another --export_dir"):
             sinusoid().export(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(_, folder, **options):
+        Path(folder).mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device.; free some space"):
+        sinusoid().export(tmp_path / "exported")
+    assert not any(tmp_path.iterdir())

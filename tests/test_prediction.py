@@ -47,10 +47,10 @@ def here(trained, monkeypatch):
 def test_predictions_are_printed_and_written(here, capsys, tmp_path):
     """One line a query, the numbers of the Python interface, and the right classes: they are easy."""
     table = tmp_path / "answers.csv"
-    given = ("--predict", "--support=support", "--query=query", f"--predict_csv={table}")
+    given = ("--predict", "--support=support", "--query=query", f"--predict_csv={table}", "--test_num_updates=4")
     assert run_here(*given, f"--export_dir={tmp_path / 'exported'}") == 0
     printed = capsys.readouterr().out
-    learner = maml.load("logs")
+    learner = maml.load("logs", test_num_updates=4)
     paths = sorted((here / "support").glob("*/*"))
     adapted = learner.adapt(learner.read_images(paths), [path.parent.name for path in paths])
     queries = sorted((here / "query").iterdir())
@@ -82,8 +82,9 @@ def test_a_query_alone_by_the_support_set(here, capsys, tmp_path):
 
 def test_a_test_says_whose_statistics_it_used(here, capsys):
     """In the table, in the .json, and, where they are not the official ones, in the names of the files."""
+    given = ("--train=False", "--test_set=True", "--test_tasks=4", "--test_num_updates=1")
     for mode, said, suffix in (("transductive", "query batch", ""), ("support", "support set", "_bnsupport")):
-        assert run_here("--train=False", "--test_set=True", "--test_tasks=4", f"--bn_mode={mode}") == 0
+        assert run_here(*given, f"--bn_mode={mode}") == 0
         assert f"batch-norm statistics: {said}" in capsys.readouterr().out
         [record] = here.glob(f"logs/*/*/test_ubs1_stepsize0.1{suffix}.json")
         assert json.loads(record.read_text())["bn_mode"] == mode
