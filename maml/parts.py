@@ -22,7 +22,7 @@ CACHED_MAP = 900_000
 
 
 def part_size(network: Network, episodes: Episodes) -> int:
-    """Tasks to compute at once: of convolutional networks what fits a cache and feeds every core; else, and on a GPU, all."""
+    """Tasks to compute at once: convolutional ones that fit a cache and feed every core; else, and on a GPU, all."""
     tasks, examples = episodes.inputa.shape[:2]
     if network.kind != "conv" or tf.config.list_physical_devices("GPU"):
         return tasks
