@@ -274,6 +274,6 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
 
     monkeypatch.setattr(tf.saved_model, "save", full)
-    with pytest.raises(UserError, match="could not be written .No space left on device.; free some space"):
+    with pytest.raises(UserError, match=r"could not be written .No space left on device.; free some space"):
         sinusoid().export(tmp_path / "exported")
     assert not any(tmp_path.iterdir())
