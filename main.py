@@ -1,4 +1,4 @@
-"""Meta-trains and meta-tests MAML on sinusoid regression, Omniglot and miniImageNet.
+"""Meta-trains and meta-tests MAML, and its siblings, on sinusoid regression, Omniglot and miniImageNet.
 
   python main.py                                  trains (sinusoid unless --datasource says otherwise)
   python main.py --train=False --test_set=True    tests the run last trained
@@ -85,15 +85,15 @@ def set_up_tensorflow(config: Config) -> None:
 
 def print_setting(config: Config, given: dict[str, Any]) -> None:
     """Prints the effective setting, a line for all flags, those that were not given in brackets."""
-    shown = {name: value for name, value in config.to_dict().items() if value not in ("", -1)}
+    shown = {name: value for name, value in config.to_dict().items() if config.uses(name) and value not in ("", -1)}
     print("Setting (not given: in brackets):")
     print("  " + " ".join(f"{k}={v}" if k in given else f"[{k}={v}]" for k, v in shown.items()))
 
 
 def run_training(config: Config, given: dict[str, Any]) -> int:
     """Trains, and returns the exit code."""
+    from maml import algorithms
     from maml.data_generator import DataGenerator
-    from maml.maml import MAML
     from maml.memory import check_memory
     from maml.runs import lock_run, open_run
     from maml.training import train
@@ -105,7 +105,7 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
         print_setting(config, given)
         for note in notes:
             print(note)
-        trained = train(config, MAML(config), data, folder)
+        trained = train(config, algorithms.build(config), data, folder)
     done = trained.progress.iteration
     if not trained.finished:
         print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")
@@ -128,11 +128,10 @@ def run_test(given: dict[str, Any]) -> int:
     """Tests the run that the given flags mean, and returns the exit code."""
     from tqdm import tqdm
 
-    from maml import checkpoints
+    from maml import algorithms, checkpoints
     from maml.data_generator import DataGenerator
     from maml.evaluation import Evaluator, TestResult, result_table, write_results
     from maml.learner import Learner
-    from maml.maml import MAML
     from maml.memory import check_memory
     from maml.runs import find_run
 
@@ -140,7 +139,7 @@ def run_test(given: dict[str, Any]) -> int:
     check_memory(config)
     print_setting(config, given)
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
-    model = MAML(config)
+    model = algorithms.build(config)
     state, _ = checkpoints.restore(checkpoint, model.init_state())
     if config.export_dir:
         export(Learner(config, model, state.weights, checkpoint.prefix))
@@ -156,8 +155,9 @@ def run_test(given: dict[str, Any]) -> int:
     )
     values = measures["accuracy" if config.classification else "loss"]
     result = TestResult.of(values)
-    print(result_table(result, config))
-    table = write_results(folder, config, values, result, checkpoint.prefix.name)
+    columns = model.columns(config.evaluation_updates)
+    print(result_table(result, config, columns))
+    table = write_results(folder, config, values, result, columns, checkpoint.prefix.name)
     print(f"Written to {table} (and .pkl, .json)")
     return 0
 

@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from maml.errors import UserError
 from maml.files import sync, write_text
-from maml.maml import TrainState
+from maml.interface import TrainState
 from maml.networks import Weights
-from maml.optimizer import AdamState, adam_init
+from maml.optimizer import AdamState
 
 KEEP = 10
 UNFINISHED = ".saving-"
@@ -53,12 +53,12 @@ def official_names(weights: Weights) -> dict[str, str]:
     """The official variable of each weight: {"conv1": "model/conv1", "b1": "model/Variable", …}.
 
     The official code names kernels and head itself; TensorFlow named the others in the order in
-    which they were made.
+    which they were made. Names with a slash stay as they are.
     """
     names, unnamed = {}, 0
     convolutional = "conv1" in weights
     for name in weights:
-        if name.startswith("model/"):
+        if "/" in name:
             names[name] = name
         elif convolutional and (name.startswith("conv") or name in ("w5", "b5")):
             names[name] = f"model/{name}"
@@ -171,7 +171,7 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
     the iteration in the name, as the official code does.
 
     Args:
-        template: a state of the network's shapes and types, `MAML.init_state()`.
+        template: a state of the network's shapes and types, the algorithm's `init_state()`.
 
     Raises:
         UserError: damaged, or of another network; the message lists what differs.
@@ -194,14 +194,18 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
 
     weights = read("", template.weights)
     if "training/iteration" not in tensors:
-        fresh = TrainState(weights, adam_init(weights), adam_init(weights))
+        fresh = template._replace(weights=weights)
         return fresh, Progress(checkpoint.iteration, np.zeros([0, 2]), -np.inf)
 
-    def read_adam(section: str) -> AdamState:
+    def read_adam(section: str, like: AdamState) -> AdamState:
         step = tf.constant(tensors[f"{section}/step"], tf.int64)
-        return AdamState(read(f"{section}/m/", weights), read(f"{section}/v/", weights), step)
+        return AdamState(read(f"{section}/m/", like.m), read(f"{section}/v/", like.v), step)
 
-    state = TrainState(weights, read_adam("training/pretrain"), read_adam("training/metatrain"))
+    state = TrainState(
+        weights,
+        read_adam("training/pretrain", template.pretrain),
+        read_adam("training/metatrain", template.metatrain),
+    )
     progress = Progress(
         int(tensors["training/iteration"]),
         tensors["training/pending"],

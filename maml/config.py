@@ -6,10 +6,12 @@ stand here and nowhere else.
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from maml.errors import UserError
 
+ALGORITHMS = ("maml", "reptile", "protonet", "matching")
 DATASOURCES = ("sinusoid", "omniglot", "miniimagenet", "folder")
 NORMS = ("batch_norm", "layer_norm", "None")
 BASELINES = ("None", "oracle")
@@ -25,6 +27,14 @@ MINIIMAGENET_DEFAULTS = {
 }
 
 
+# What an algorithm's authors used, where it is not the default above; for flags that were not given.
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "reptile": {"datasource": "omniglot", "meta_batch_size": 5},
+    "protonet": {"datasource": "omniglot", "meta_batch_size": 1, "max_pool": True, "num_filters": 64},
+    "matching": {"datasource": "omniglot", "meta_batch_size": 16, "max_pool": True, "num_filters": 64},
+}
+
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
 MOST_UPDATES = 1000  # inner steps are unrolled: each makes the graph longer
 
@@ -36,11 +46,20 @@ def _flag(
     choices: tuple[str, ...] = (),
     least: float = -LARGEST_FLOAT,
     most: float = LARGEST_FLOAT,
+    only: tuple[str, ...] = ALGORITHMS,
+    label: str = "",
 ):
-    """A field of `Config` with its help text, allowed values, and smallest and largest allowed value."""
+    """A field of `Config`.
+
+    Args:
+        choices: the allowed values, if they are few.
+        least, most: the smallest and the largest allowed value.
+        only: the algorithms that use it; the others refuse it.
+        label: what a value other than the default adds to the name of a sibling's run folder.
+    """
     if isinstance(default, int):
         most = min(most, LARGEST_INT)
-    metadata = {"help": help_text, "choices": choices, "least": least, "most": most}
+    metadata = {"help": help_text, "choices": choices, "least": least, "most": most, "only": only, "label": label}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,6 +75,9 @@ class Config:
     """
 
     # Dataset and method.
+    algorithm: str = _flag(
+        "maml", "maml, or a sibling: reptile, protonet (prototypical networks), matching networks", choices=ALGORITHMS
+    )
     datasource: str = _flag(
         "sinusoid", "sinusoid, omniglot, miniimagenet, or folder (your own images)", choices=DATASOURCES
     )
@@ -64,25 +86,33 @@ class Config:
         "None",
         "oracle (sinusoid only: amplitude and phase are given to the network) or None",
         choices=BASELINES,
+        only=("maml",),
     )
 
     # Training.
-    pretrain_iterations: int = _flag(0, "pre-training iterations, before meta-training", least=0)
+    pretrain_iterations: int = _flag(0, "pre-training iterations, before meta-training", least=0, only=("maml",))
     metatrain_iterations: int = _flag(15000, "meta-training iterations", least=0)
     meta_batch_size: int = _flag(25, "tasks of a meta-update", least=1)
-    meta_lr: float = _flag(0.001, "learning rate of the meta-update (Adam, the paper's beta)", least=0)
+    meta_lr: float = _flag(
+        0.001,
+        "learning rate of the meta-update (Adam, the paper's beta)",
+        least=0,
+        only=("maml", "protonet", "matching"),
+    )
     update_batch_size: int = _flag(5, "support examples a class (shot, the paper's K)", least=1)
     update_lr: float = _flag(
-        1e-3, "inner learning rate (the paper's alpha), on the official loss scale: a sum over classes"
+        1e-3,
+        "inner learning rate (the paper's alpha), on the official loss scale: a sum over classes",
+        only=("maml", "reptile"),
     )
-    num_updates: int = _flag(1, "inner gradient updates while training", least=1, most=MOST_UPDATES)
+    num_updates: int = _flag(1, "inner gradient updates while training", least=1, most=MOST_UPDATES, only=("maml",))
 
     # Network.
     norm: str = _flag("batch_norm", "batch_norm, layer_norm or None", choices=NORMS)
     num_filters: int = _flag(64, "filters of a convolution", least=1)
-    conv: bool = _flag(True, "convolutional network for images; False: fully connected")
+    conv: bool = _flag(True, "convolutional network for images; False: fully connected", only=("maml", "reptile"))
     max_pool: bool = _flag(False, "max pooling instead of strided convolutions")
-    stop_grad: bool = _flag(False, "first-order MAML: no second derivatives")
+    stop_grad: bool = _flag(False, "first-order MAML: no second derivatives", only=("maml",))
 
     # Logging, saving and testing.
     log: bool = _flag(True, "write TensorBoard summaries")
@@ -94,11 +124,25 @@ class Config:
     train_update_batch_size: int = _flag(
         UNSET, "update_batch_size of the run to test, if it differs (-1: the same)", least=-1
     )
-    train_update_lr: float = _flag(UNSET, "update_lr of the run to test, if it differs (-1: the same)", least=-1)
+    train_update_lr: float = _flag(
+        UNSET, "update_lr of the run to test, if it differs (-1: the same)", least=-1, only=("maml", "reptile")
+    )
+
+    # Siblings.
+    train_num_classes: int = _flag(
+        UNSET,
+        "classes of a training task (-1: for protonet 60, on miniImageNet 30 in 1-shot and 20 else; for matching "
+        "num_classes)",
+        least=-1,
+        only=("protonet", "matching"),
+        label="train",
+    )
 
     # Ours.
     check_gradients: bool = _flag(
-        False, "neither train nor test: compare this model's meta-gradient with central differences in float64"
+        False,
+        "neither train nor test: compare this model's meta-gradient with central differences in float64",
+        only=("maml",),
     )
     predict: bool = _flag(
         False, "neither train nor test: adapt to the images of --support and classify those of --query"
@@ -124,7 +168,8 @@ class Config:
     )
     query_size: int = _flag(
         UNSET,
-        "query examples a class (-1: 15 while training on miniImageNet, update_batch_size elsewhere)",
+        "query examples a class (-1: 15 while training on miniImageNet, 5 in other training tasks of protonet and "
+        "matching, update_batch_size elsewhere)",
         least=-1,
     )
     test_num_updates: int = _flag(
@@ -132,6 +177,7 @@ class Config:
         "inner updates in summaries and tests (-1: 10; in summaries of training 5 for sinusoid, 1 for miniImageNet)",
         least=-1,
         most=MOST_UPDATES,
+        only=("maml",),
     )
     test_tasks: int = _flag(600, "tasks of a test", least=2)
     test_checkpoint: str = _flag(
@@ -152,12 +198,12 @@ class Config:
     histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation")
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
-    recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time")
+    recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time", only=("maml",))
     dtype: str = _flag("float32", "floating-point type of the whole computation", choices=("float32", "float64"))
 
     @classmethod
     def from_flags(cls, given: dict[str, Any]) -> "Config":
-        """The config of the flags that were given; the others take the data source's defaults.
+        """The config of the flags that were given; the others take the defaults of algorithm and data source.
 
         Args:
             given: values by flag name, only those the user set.
@@ -165,15 +211,21 @@ class Config:
         Raises:
             UserError: a value is out of range, or two flags contradict each other.
         """
-        defaults: dict[str, Any] = {}
+        algorithm = given.get("algorithm", cls.algorithm)
+        defaults = ALGORITHM_DEFAULTS.get(algorithm, {})
         if given.get("datasource") == "miniimagenet":
-            defaults |= MINIIMAGENET_DEFAULTS
+            used = {name: value for name, value in MINIIMAGENET_DEFAULTS.items() if algorithm in users(name)}
+            defaults = used | defaults
         config = cls(**(defaults | given))
-        config.validate()
+        config.validate(set(given))
         return config
 
-    def validate(self) -> None:
-        """Raises UserError with one line if a flag is out of range or contradicts another."""
+    def validate(self, given: Collection[str] = ()) -> None:
+        """Raises UserError with one line if a flag is out of range, contradicts another, or has no use.
+
+        Args:
+            given: names of flags that have a use, or should not have been given, even at their default.
+        """
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             least, most = field.metadata["least"], field.metadata["most"]
@@ -185,7 +237,14 @@ class Config:
                 raise UserError(f"--{field.name}={value}: must be at least {least}")
             if isinstance(value, int | float) and value > most:
                 raise UserError(f"--{field.name}={value}: must be at most {most}")
-        for name in ("query_size", "test_num_updates", "val_interval", "train_update_batch_size"):
+            if not self.uses(field.name) and (field.name in given or value != field.default):
+                raise UserError(
+                    f"--{field.name} has no meaning with --algorithm={self.algorithm}; it is for "
+                    f"{' and '.join(users(field.name))}: leave it out"
+                )
+        if self.algorithm != "maml" and not self.classification:
+            raise UserError(f"--algorithm={self.algorithm} is for images; choose a --datasource other than sinusoid")
+        for name in ("query_size", "train_num_classes", "test_num_updates", "val_interval", "train_update_batch_size"):
             if getattr(self, name) == 0:
                 raise UserError(f"--{name}=0: must be at least 1, or -1 for the default")
         if self.datasource == "sinusoid":
@@ -230,6 +289,10 @@ class Config:
         """Whether an example's outputs depend on the examples beside it in testing and prediction."""
         return self.norm == "batch_norm" and self.bn_mode == "transductive"
 
+    def uses(self, name: str) -> bool:
+        """Whether this algorithm uses a flag."""
+        return self.algorithm in users(name)
+
     @property
     def classification(self) -> bool:
         """Whether the task is to classify images (cross-entropy) rather than to regress."""
@@ -261,9 +324,30 @@ class Config:
         """Iterations of the whole training, pre-training included."""
         return self.pretrain_iterations + self.metatrain_iterations
 
+    def task_size(self, split: str) -> tuple[int, int, int]:
+        """Classes, support and query examples a class (for the sinusoid: points) of a split's tasks."""
+        return (
+            self._training_classes if split == "train" else self.num_classes,
+            self.update_batch_size,
+            self._training_queries if split == "train" else self.query_per_class,
+        )
+
+    @property
+    def _training_classes(self) -> int:
+        if self.train_num_classes != UNSET:
+            return self.train_num_classes
+        if self.algorithm != "protonet":
+            return self.num_classes
+        return 60 if self.datasource == "omniglot" else 30 if self.update_batch_size == 1 else 20
+
+    @property
+    def _training_queries(self) -> int:
+        sampled_apart = self.uses("train_num_classes") and self.query_size == UNSET
+        return 5 if sampled_apart and self.datasource != "miniimagenet" else self.query_per_class
+
     @property
     def query_per_class(self) -> int:
-        """Query examples a class (for the sinusoid: query points)."""
+        """Query examples a class (for the sinusoid: query points) of a validation or test task."""
         if self.query_size != UNSET:
             return self.query_size
         if self.datasource == "miniimagenet" and self.train:
@@ -303,13 +387,18 @@ class Config:
 
     @property
     def exp_string(self) -> str:
-        """The official name of the run's folder."""
+        """The name of the run's folder: the official one, or one that starts with the sibling's name."""
         shots, rate = self.train_update_batch_size, self.train_update_lr
+        changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        labels = [(field.metadata["label"], getattr(self, field.name)) for field in changed]
         return "".join(
             [
+                "" if self.algorithm == "maml" else f"{self.algorithm}.",
                 f"cls_{self.num_classes}.mbs_{self.meta_batch_size}",
                 f".ubs_{self.update_batch_size if shots == UNSET else shots}",
-                f".numstep{self.num_updates}.updatelr{self.update_lr if rate == UNSET else rate}",
+                f".numstep{self.num_updates}" if self.uses("num_updates") else "",
+                f".updatelr{self.update_lr if rate == UNSET else rate}" if self.uses("update_lr") else "",
+                *(f".{label}{'' if value is True else value}" for label, value in labels if label),
                 f"hidden{self.num_filters}" if self.num_filters != 64 else "",
                 "maxpool" if self.max_pool else "",
                 "stopgrad" if self.stop_grad else "",
@@ -349,3 +438,8 @@ class Config:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         return config
+
+
+def users(name: str) -> tuple[str, ...]:
+    """The algorithms that use a flag."""
+    return Config.__dataclass_fields__[name].metadata["only"]

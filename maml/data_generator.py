@@ -61,9 +61,7 @@ class DataGenerator:
                 check_enough(
                     split,
                     f"{config.datasource} {name}",
-                    config.num_classes,
-                    config.update_batch_size,
-                    config.query_per_class,
+                    *config.task_size(name),
                 )
                 self._tables[name] = _ImageTable.of(split)
 
@@ -71,13 +69,13 @@ class DataGenerator:
         """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
         config = self.config
         key = tf.random.experimental.stateless_fold_in([config.seed, SPLITS.index(split)], index, alg="philox")
-        shots, queries = config.update_batch_size, config.query_per_class
+        classes, shots, queries = config.task_size(split)
         if config.classification:
             episodes = image_episodes(
                 key,
                 self._tables[split],
                 meta_batch_size,
-                config.num_classes,
+                classes,
                 shots,
                 queries,
                 turn=config.image_shape[0] if config.datasource == "omniglot" else 0,

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from maml.data_generator import Episodes
-from maml.maml import MAML, TrainState
+from maml.interface import Algorithm, TrainState
+from maml.maml import MAML
 from maml.networks import per_task
 
 
@@ -15,34 +16,34 @@ def all_finite(tensors) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in numbers])
 
 
-def first_non_finite(model: MAML, state: TrainState, episodes: Episodes, pretraining: bool) -> str:
+def first_non_finite(model: Algorithm, state: TrainState, episodes: Episodes, iteration: int) -> str:
     """The name of the first quantity of this update that is not finite, such as "gradient of conv2"."""
-    for name, tensor in _quantities(model, state, episodes, pretraining):
+    for name, tensor in _quantities(model, state, episodes, iteration):
         if not all_finite(tensor):
             return name
     return "update"  # compiled code rounds differently, so that an overflow at the very edge may not come again
 
 
-def _quantities(model: MAML, state: TrainState, episodes: Episodes, pretraining: bool) -> Iterator[tuple]:
+def _quantities(model: Algorithm, state: TrainState, episodes: Episodes, iteration: int) -> Iterator[tuple]:
     """What an update computes, in its order: (name, tensor)."""
-    steps = model.config.num_updates
+    pretraining = iteration < model.config.pretraining
+    lost = "support loss before adaptation" if pretraining else "loss"
     for name, weight in state.weights.items():
         yield f"weight {name} before the update", weight
-    if pretraining:
-        loss, gradients = model.pretrain_gradient(state.weights, episodes)
-        yield "support loss before adaptation", loss
-    else:
+    if isinstance(model, MAML) and not pretraining:
+        steps = model.config.num_updates
         fast = per_task(state.weights, episodes.inputa.shape[0])
         for step in range(1, steps + 1):
             fast, _, losses = model.inner_step(fast, episodes.inputa, episodes.labela)
             yield f"support loss after inner step {step - 1}" if step > 1 else "support loss before adaptation", losses
             for name, weight in fast.items():
                 yield f"weight {name} after inner step {step}", weight
-        loss, gradients = model.meta_gradient(state.weights, episodes)
-        yield f"query loss after inner step {steps}", loss
+        lost = f"query loss after inner step {steps}"
+    loss, gradients = model.gradient(state.weights, episodes, iteration)
+    yield lost, loss
     for name, gradient in gradients.items():
         yield f"gradient of {name}", gradient
-    updated, _ = (model.pretrain_update if pretraining else model.metatrain_update)(state, episodes)
+    updated, _ = model.update(state, episodes, iteration)
     for name, mean in (updated.pretrain if pretraining else updated.metatrain).v.items():
         yield f"squared gradient of {name}", mean
     for name, weight in updated.weights.items():

@@ -12,7 +12,7 @@ import tensorflow as tf
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.files import replacing, write_json
-from maml.maml import MAML
+from maml.interface import Algorithm, Column
 from maml.networks import Weights
 
 
@@ -23,7 +23,7 @@ class Evaluator:
     and changes none.
     """
 
-    def __init__(self, model: MAML, data: DataGenerator):
+    def __init__(self, model: Algorithm, data: DataGenerator):
         """Prepares the compiled measurement."""
         self._model, self._data, self._block = model, data, model.config.evaluation_block
 
@@ -34,12 +34,12 @@ class Evaluator:
         self._measure = measure
 
     def batch(self, weights: Weights, split: str, index: int, tasks: int, num_updates: int) -> dict[str, np.ndarray]:
-        """Measures one batch of tasks: "loss" and "accuracy", [tasks, num_updates + 1]."""
+        """Measures one batch of tasks: "loss" and "accuracy", [tasks, columns]."""
         measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
         return {name: values.numpy() for name, values in measures.items()}
 
     def tasks(self, weights: Weights, split: str, tasks: int, num_updates: int, progress=lambda blocks: blocks):
-        """Measures the first `tasks` tasks of a split: "loss" and "accuracy", [tasks, num_updates + 1].
+        """Measures the first `tasks` tasks of a split: "loss" and "accuracy", [tasks, columns].
 
         Args:
             progress: wraps the range of blocks, to show how far it is.
@@ -54,11 +54,13 @@ class Evaluator:
         """The first of a split's tasks, a batch of one, and its query outputs after adaptation, [N·Q, dim_output]."""
         block = self._data.episodes(split, 0, self._block)
         episodes = Episodes(*(tensor[:1] for tensor in block))
-        return episodes, self._model.task_metalearn(weights, episodes, num_updates).outputbs[-1][0].numpy()
+        inputa, labela, inputb, _ = episodes
+        adapted = self._model.adapt(weights, inputa, labela, num_updates)
+        return episodes, self._model.predict(adapted, inputa, inputb)[0].numpy()
 
 
 class TestResult(NamedTuple):
-    """Mean, standard deviation and half width of the 95 % interval after each step, [steps + 1] each."""
+    """Mean, standard deviation and half width of the 95 % interval of each column, [columns] each."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -66,23 +68,22 @@ class TestResult(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "TestResult":
-        """The statistics of [tasks, steps + 1] values, the interval as 1.96 · std / √tasks."""
+        """The statistics of [tasks, columns] values, the interval as 1.96 · std / √tasks."""
         std = values.std(0)
         return cls(values.mean(0), std, 1.96 * std / math.sqrt(len(values)))
 
 
-def result_table(result: TestResult, config: Config) -> str:
-    """The table of a meta-test, a line a step."""
+def result_table(result: TestResult, config: Config, columns: list[Column]) -> str:
+    """The table of a meta-test, a line a column."""
     measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
     lines = []
     if config.norm == "batch_norm":
         whose = "query batch (transductive)" if config.transductive else "support set"
         lines.append(f"batch-norm statistics: {whose}")
-    lines += [f"{'step':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
-    for step, (mean, std, ci95) in enumerate(zip(*result, strict=True)):
-        label = f"{step} updates, query set" if step else "before, support set"
+    lines += [f"{'':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
+    for column, mean, std, ci95 in zip(columns, *result, strict=True):
         lines.append(
-            f"{label.replace('1 updates', '1 update') if step == 1 else label:<26}"
+            f"{column.label:<26}"
             f"{mean * scale:>{20 - len(unit)}.4g}{unit}{std * scale:>10.3g}{'± ' + format(ci95 * scale, '.3g'):>16}"
         )
     return "\n".join(lines)
@@ -90,11 +91,14 @@ def result_table(result: TestResult, config: Config) -> str:
 
 def results_file(folder: Path, config: Config, suffix: str) -> Path:
     """Where a meta-test's results stand: the official name, and batch-norm's mode if that is not the official one."""
+    rate = f"_stepsize{config.update_lr}" if config.uses("update_lr") else ""
     mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
-    return folder / f"test_ubs{config.update_batch_size}_stepsize{config.update_lr}{mode}{suffix}"
+    return folder / f"test_ubs{config.update_batch_size}{rate}{mode}{suffix}"
 
 
-def write_results(folder: Path, config: Config, values: np.ndarray, result: TestResult, checkpoint: str) -> Path:
+def write_results(
+    folder: Path, config: Config, values: np.ndarray, result: TestResult, columns: list[Column], checkpoint: str
+) -> Path:
     """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
 
     Their names say so if batch-norm's statistics were not the official ones.
@@ -105,7 +109,7 @@ def write_results(folder: Path, config: Config, values: np.ndarray, result: Test
     table = results_file(folder, config, ".csv")
     with replacing(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([f"update{step}" for step in range(len(result.mean))])
+        writer.writerow([column.key for column in columns])
         for row in result:
             writer.writerow([float(value) for value in row])
     with replacing(results_file(folder, config, ".pkl")) as temporary:
@@ -119,7 +123,7 @@ def write_results(folder: Path, config: Config, values: np.ndarray, result: Test
             "seed": config.seed,
             "measure": "accuracy" if config.classification else "mean squared error",
             "bn_mode": config.bn_mode if config.norm == "batch_norm" else None,
-            "step_0": "the support set before adaptation; later steps are the query set",
+            "columns": [column.label for column in columns],
             "mean": result.mean.tolist(),
             "std": result.std.tolist(),
             "ci95": result.ci95.tolist(),

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from maml import checkpoints
+from maml import algorithms, checkpoints
 from maml.config import Config
 from maml.errors import UserError
 from maml.files import make_folder, write_json
 from maml.images import read_images
-from maml.maml import MAML
+from maml.interface import Algorithm
 from maml.networks import Weights
 from maml.runs import find_run
 
@@ -50,7 +50,7 @@ def open_learner(given: dict[str, Any]) -> "Learner":
     """The learner that these flags mean; see `load`."""
     folder, config = find_run(given)
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
-    model = MAML(config)
+    model = algorithms.build(config)
     state, _ = checkpoints.restore(checkpoint, model.init_state())
     return Learner(config, model, state.weights, checkpoint.prefix)
 
@@ -71,7 +71,7 @@ class Learner:
     """
 
     config: Config
-    model: MAML
+    model: Algorithm
     weights: Weights
     checkpoint: Path
 

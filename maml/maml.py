@@ -8,15 +8,17 @@ no task's loss depends on another task's fast weights, the gradient of the sum o
 losses is the stack of their gradients.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from maml import losses
 from maml.config import Config
 from maml.data_generator import Episodes
+from maml.interface import Column, TrainState
 from maml.networks import Network, Weights, is_adapted, per_task
-from maml.optimizer import AdamState, adam_init, adam_update
+from maml.optimizer import adam_init, adam_update
 from maml.parts import map_parts, part_size
 from maml.recompute import recomputed
 
@@ -37,14 +39,6 @@ class Outcome(NamedTuple):
     outputbs: list[tf.Tensor]
     lossesa: tf.Tensor
     lossesb: list[tf.Tensor]
-
-
-class TrainState(NamedTuple):
-    """Everything a training changes; pre-training and meta-training have an Adam of their own."""
-
-    weights: Weights
-    pretrain: AdamState
-    metatrain: AdamState
 
 
 def clipped(gradient: tf.Tensor) -> tf.Tensor:
@@ -167,6 +161,28 @@ class MAML:
         weights = self.network.construct_weights(self.config.seed)
         return TrainState(weights, adam_init(weights), adam_init(weights))
 
+    def update(self, state: TrainState, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[TrainState, tf.Tensor]:
+        """The update of an iteration: of pre-training, or of the meta-training that follows it."""
+        return self._of_phase(
+            iteration,
+            lambda: self.pretrain_update(state, episodes),
+            lambda: self.metatrain_update(state, episodes),
+        )
+
+    def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
+        """The loss of that update and its gradient, before clipping and Adam."""
+        return self._of_phase(
+            iteration,
+            lambda: self.pretrain_gradient(weights, episodes),
+            lambda: self.meta_gradient(weights, episodes),
+        )
+
+    def _of_phase(self, iteration: tf.Tensor, pretrain: Callable, metatrain: Callable) -> Any:
+        pretraining = self.config.pretraining
+        if pretraining in (0, self.config.total_iterations):
+            return pretrain() if pretraining else metatrain()
+        return tf.cond(iteration < pretraining, pretrain, metatrain)
+
     def metatrain_update(self, state: TrainState, episodes: Episodes) -> tuple[TrainState, tf.Tensor]:
         """One Adam step on the meta-loss; returns the loss before it."""
         loss, gradients = self.meta_gradient(state.weights, episodes)
@@ -180,6 +196,19 @@ class MAML:
         loss, gradients = self.pretrain_gradient(state.weights, episodes)
         weights, adam = adam_update(state.weights, gradients, state.pretrain, self.config.meta_lr)
         return state._replace(weights=weights, pretrain=adam), loss
+
+    def columns(self, num_updates: int) -> list[Column]:
+        """The support set before adaptation, then the query set after every step."""
+        after = [
+            Column(f"{step} update{'s'[: step > 1]}, query set", f"update{step}", f"Post-update, step {step}")
+            for step in range(1, num_updates + 1)
+        ]
+        return [Column("before, support set", "update0", "Pre-update"), *after]
+
+    @property
+    def reported(self) -> tuple[int, int]:
+        """Before adaptation, and after as many steps as training takes."""
+        return 0, self.config.num_updates
 
     def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
         """Losses and accuracies of every task at every step; column 0 is the support set before adaptation.

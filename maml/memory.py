@@ -29,8 +29,9 @@ def least_memory(config: Config) -> int:
     1.8 times as much.
     """
     tasks = config.meta_batch_size if config.train else config.evaluation_block
-    classes = config.num_classes if config.classification else 1
-    support, query = classes * config.update_batch_size, classes * config.query_per_class
+    classes, shots, queries = config.task_size("train" if config.train else "test")
+    classes = classes if config.classification else 1
+    support, query = classes * shots, classes * queries
     size, channels = config.image_shape
     if config.convolutional:
         filters, pixels = config.num_filters, size**2 * channels

@@ -20,11 +20,11 @@ REPLACED = ".replaced-"
 
 # What a run's weights depend on: a folder that holds a run with another value is not ours.
 NETWORK_FIELDS = (
-    *("datasource", "num_classes", "image_size", "channels"),
+    *("algorithm", "datasource", "num_classes", "image_size", "channels"),
     *("baseline", "norm", "conv", "num_filters", "max_pool", "dtype"),
 )
 # Flags that name a run: given with a test, they choose among the runs of a folder.
-IDENTITY_FIELDS = (*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad")
+IDENTITY_FIELDS = (*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad", "train_num_classes")
 SHOT_AND_RATE = ("update_batch_size", "update_lr")
 # Flags of one call, not of a run: a test does not inherit them.
 CALL_FIELDS = (
@@ -139,7 +139,7 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
             if all(getattr(config, name) == value for name, value in choice.items()):
                 values = {name: value for name, value in config.to_dict().items() if name not in CALL_FIELDS}
                 test = Config(**(values | given | {"train": False}))
-                test.validate()
+                test.validate(given)
                 return folder, test
     config = Config.from_flags(given | {"train": False})
     folder = run_folder(config)

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
+from maml.interface import Column
 from maml.networks import Weights
 
 # What training minimises (or its accuracy): the value after as many steps as training takes.
@@ -45,22 +46,24 @@ class SummaryWriter:
             hparams.hparams_config([hparams.HParam(name) for name in trial], metrics)
             hparams.hparams(trial)
 
-    def measures(self, split: str, measures: dict[str, np.ndarray], num_updates: int, iteration: int) -> None:
-        """Writes `loss/Pre-update`, `loss/Post-update, step 1`, …, and the same of the accuracies.
+    def measures(
+        self, split: str, measures: dict[str, np.ndarray], columns: list[Column], main: int, iteration: int
+    ) -> None:
+        """Writes the means over the tasks: `loss/Pre-update`, `loss/Post-update, step 1`, …, and of the accuracies.
 
         Args:
             split: train or val.
-            measures: "loss" and "accuracy", each [tasks, steps + 1].
-            num_updates: the steps that training takes; `loss/Post-update` is the value after them.
+            measures: "loss" and "accuracy", each [tasks, columns].
+            columns: what they are.
+            main: the column that is what training minimises; `loss/Post-update` is its value.
             iteration: the horizontal axis.
         """
         with self._at(split, iteration):
             for name, values in measures.items():
-                before, *after = values.mean(0)
-                tf.summary.scalar(f"{name}/Pre-update", before)
-                tf.summary.scalar(CURVE.format(name=name), after[num_updates - 1])
-                for step, value in enumerate(after, start=1):
-                    tf.summary.scalar(f"{name}/Post-update, step {step}", value)
+                means = values.mean(0)
+                tf.summary.scalar(CURVE.format(name=name), means[main])
+                for column, value in zip(columns, means, strict=True):
+                    tf.summary.scalar(f"{name}/{column.tag}", value)
 
     def histograms(self, weights: Weights, gradients: Weights, iteration: int) -> None:
         """Writes a histogram of every weight and of its gradient."""

@@ -19,7 +19,7 @@ from maml.diagnosis import all_finite, first_non_finite
 from maml.episode_image import draw_episode, episode_rows
 from maml.errors import UserError
 from maml.evaluation import Evaluator
-from maml.maml import MAML, TrainState
+from maml.interface import Algorithm, TrainState
 from maml.networks import Weights
 from maml.runs import CALL_FIELDS, record_run
 from maml.summaries import SummaryWriter
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Tensor, tf.Tensor], tuple]:
+def make_update(model: Algorithm, data: DataGenerator) -> Callable[[TrainState, tf.Tensor, tf.Tensor], tuple]:
     """The compiled `update(state, first, count)` → (state, last loss, finite): `count` iterations from `first` on.
 
     Episodes are sampled inside, so nothing but the state goes in and out. `finite`: whether every
@@ -54,15 +54,7 @@ def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Te
 
     def one(state: TrainState, iteration: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
         episodes = data.episodes("train", iteration, config.meta_batch_size)
-        if not config.pretraining:
-            return model.metatrain_update(state, episodes)
-        if config.pretraining == config.total_iterations:
-            return model.pretrain_update(state, episodes)
-        return tf.cond(
-            iteration < config.pretraining,
-            lambda: model.pretrain_update(state, episodes),
-            lambda: model.metatrain_update(state, episodes),
-        )
+        return model.update(state, episodes, iteration)
 
     @tf.function(jit_compile=model.compiled, autograph=False)
     def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor, tf.Tensor]:
@@ -80,13 +72,13 @@ def make_update(model: MAML, data: DataGenerator) -> Callable[[TrainState, tf.Te
     return update
 
 
-def make_gradient(model: MAML, data: DataGenerator) -> Callable[[Weights, tf.Tensor, bool], Weights]:
-    """The compiled `gradient(weights, iteration, pretraining)` of an iteration's loss, before clipping and Adam."""
+def make_gradient(model: Algorithm, data: DataGenerator) -> Callable[[Weights, tf.Tensor], Weights]:
+    """The compiled `gradient(weights, iteration)` of an iteration's loss, before clipping and Adam."""
 
     @tf.function(jit_compile=model.compiled, autograph=False)
-    def gradient(weights: Weights, iteration: tf.Tensor, pretraining: bool) -> Weights:
+    def gradient(weights: Weights, iteration: tf.Tensor) -> Weights:
         episodes = data.episodes("train", iteration, model.config.meta_batch_size)
-        return (model.pretrain_gradient if pretraining else model.meta_gradient)(weights, episodes)[1]
+        return model.gradient(weights, episodes, iteration)[1]
 
     return gradient
 
@@ -112,7 +104,7 @@ def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Prog
     return None
 
 
-def train(config: Config, model: MAML, data: DataGenerator, folder: Path) -> Trained:
+def train(config: Config, model: Algorithm, data: DataGenerator, folder: Path) -> Trained:
     """Trains until `config.total_iterations` or Ctrl-C, going on from the newest checkpoint."""
     return _Training(config, model, data, folder).run()
 
@@ -120,11 +112,11 @@ def train(config: Config, model: MAML, data: DataGenerator, folder: Path) -> Tra
 class _Training:
     """One call of `train`: the loop and what it calls, with the state they share."""
 
-    def __init__(self, config: Config, model: MAML, data: DataGenerator, folder: Path):
+    def __init__(self, config: Config, model: Algorithm, data: DataGenerator, folder: Path):
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
         self.gradient = make_gradient(model, data)
-        fresh = (model.init_state(), Progress(0, np.zeros([0, 2]), -np.inf))
+        fresh = (model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf))
         checkpoints.remove_unfinished(folder)
         self.state, progress = restore_latest(folder, fresh[0]) or fresh
         self.start = self.iteration = progress.iteration
@@ -160,7 +152,8 @@ class _Training:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.iteration, np.array(self.pending, np.float64).reshape(-1, 2), self.best, self.skipped)
+        pending = np.array(self.pending, np.float64).reshape(-1, len(self.model.reported))
+        return Progress(self.iteration, pending, self.best, self.skipped)
 
     def advance(self) -> None:
         """Runs iterations up to the next one at which something is due, or for half a second."""
@@ -194,7 +187,7 @@ class _Training:
     def refuse(self, state: TrainState, iteration: int) -> None:
         """Raises UserError that names what is not finite in this iteration."""
         episodes = self.data.episodes("train", iteration, self.config.meta_batch_size)
-        culprit = first_non_finite(self.model, state, episodes, iteration < self.config.pretraining)
+        culprit = first_non_finite(self.model, state, episodes, iteration)
         saved = [str(checkpoint.iteration) for checkpoint in checkpoints.list_checkpoints(self.folder)]
         raise UserError(
             f"iteration {iteration}: the {culprit} is not finite; try a lower --update_lr or --meta_lr, or "
@@ -221,20 +214,29 @@ class _Training:
         measures = self.evaluator.batch(
             self.state.weights, "train", self.iteration, config.meta_batch_size, config.evaluation_updates
         )
-        self.writer.measures("train", measures, config.num_updates, self.iteration)
-        before, *after = measures["accuracy" if config.classification else "loss"].mean(0)
-        self.pending.append((float(before), float(after[config.num_updates - 1])))
-        self.bar.set_postfix_str(f"{self.pending[-1][0]:.3g} → {self.pending[-1][1]:.3g}", refresh=False)
+        self.write_measures("train", measures)
+        self.pending.append(self.reported(measures))
+        self.bar.set_postfix_str(" → ".join(f"{value:.3g}" for value in self.pending[-1]), refresh=False)
+
+    def write_measures(self, split: str, measures: dict[str, np.ndarray]) -> None:
+        """Writes measures for TensorBoard."""
+        columns = self.model.columns(self.config.evaluation_updates)
+        self.writer.measures(split, measures, columns, self.model.reported[-1], self.iteration)
+
+    def reported(self, measures: dict[str, np.ndarray]) -> tuple[float, ...]:
+        """Means over the tasks of what is printed: accuracies, for the sinusoid losses."""
+        means = measures["accuracy" if self.config.classification else "loss"].mean(0)
+        return tuple(float(means[column]) for column in self.model.reported)
 
     def print_line(self) -> None:
         """The official line: mean pre- and post-update accuracy (sinusoid: loss) since the last one."""
         pretraining = self.config.pretraining
-        pre, post = np.mean(self.pending, 0)
+        values = ", ".join(str(value) for value in np.mean(self.pending, 0))
         self.pending = []
         if self.iteration < pretraining:
-            self.say(f"Pretrain Iteration {self.iteration}: {pre}, {post}")
+            self.say(f"Pretrain Iteration {self.iteration}: {values}")
         else:
-            self.say(f"Iteration {self.iteration - pretraining}: {pre}, {post}")
+            self.say(f"Iteration {self.iteration - pretraining}: {values}")
         if self.skipped:
             self.say(f"Skipped so far: {self.skipped} updates that were not finite")
 
@@ -248,13 +250,12 @@ class _Training:
             config.evaluation_updates,
             progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
         )
-        self.writer.measures("val", measures, config.num_updates, self.iteration)
+        self.write_measures("val", measures)
         if config.log and config.classification and self.tenth_of_run():
             self.draw_episode()
-        values = measures["accuracy" if config.classification else "loss"].mean(0)
-        self.say(f"Validation results: {values[0]}, {values[config.num_updates]}")
-        value = float(values[config.num_updates])
-        value = value if config.classification else -value
+        values = self.reported(measures)
+        self.say(f"Validation results: {', '.join(map(str, values))}")
+        value = values[-1] if config.classification else -values[-1]
         if value > self.best:
             self.best = value
             checkpoints.save(self.folder, self.state, self.progress, stem="best", keep=1)
@@ -276,8 +277,7 @@ class _Training:
 
     def draw_histograms(self) -> None:
         """Draws the weights and the gradient of the coming update."""
-        pretraining = self.iteration < self.config.pretraining
-        gradients = self.gradient(self.state.weights, tf.constant(self.iteration), pretraining)
+        gradients = self.gradient(self.state.weights, tf.constant(self.iteration))
         self.writer.histograms(self.state.weights, gradients, self.iteration)
 
     def save(self) -> None:

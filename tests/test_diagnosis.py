@@ -21,13 +21,13 @@ class Root(Network):
 
 
 def culprit(beta: float = 1.0, spoil: str = "", pretraining: bool = False, scale: float = 1.0, **settings) -> str:
-    config = Config(dtype="float64", norm="None", num_updates=3, **settings)
+    config = Config(dtype="float64", norm="None", num_updates=3, pretrain_iterations=int(pretraining), **settings)
     model = MAML(config, Root("linear", 1, 1, (), "None", dtype="float64"))
     state, episodes = model.init_state(), tiny_episodes(model, 0)
     state.weights["model/0/beta"] = tf.constant([beta], tf.float64)
     if spoil:
         episodes = episodes._replace(**{spoil: getattr(episodes, spoil) * scale})
-    return first_non_finite(model, state, episodes, pretraining)
+    return first_non_finite(model, state, episodes, iteration=0)
 
 
 NAN = float("nan")

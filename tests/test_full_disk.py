@@ -21,6 +21,7 @@ from maml import checkpoints, evaluation, files
 from maml.checkpoints import Progress
 from maml.config import Config
 from maml.errors import UserError
+from maml.interface import Column
 from maml.maml import MAML, TrainState
 from maml.training import restore_latest
 from tests.command_line import ROOT, run_here
@@ -79,10 +80,11 @@ def test_checkpoints(tmp_path, fail_at, number):
 def test_results(tmp_path, fail_at, number):
     """The .csv, the .pkl and the .json are synced and moved one after another."""
     config, shape = Config(train=False), (4, 3)
+    columns = [Column(key, key, key) for key in ("a", "b", "c")]
 
     def write(value: float) -> None:
         values = np.full(shape, value)
-        evaluation.write_results(tmp_path, config, values, evaluation.TestResult.of(values), "model1")
+        evaluation.write_results(tmp_path, config, values, evaluation.TestResult.of(values), columns, "model1")
 
     write(1.0)
     fail_at(number)

@@ -1,0 +1,19 @@
+"""The algorithms by name."""
+
+from collections.abc import Callable
+
+from maml.config import Config
+from maml.errors import UserError
+from maml.interface import Algorithm
+from maml.maml import MAML
+
+BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
+    "maml": MAML,
+}
+
+
+def build(config: Config) -> Algorithm:
+    """The learner that `--algorithm` names."""
+    if config.algorithm not in BUILDERS:
+        raise UserError(f"--algorithm={config.algorithm}: not built yet")
+    return BUILDERS[config.algorithm](config)
