@@ -6,9 +6,11 @@ from maml.config import Config
 from maml.errors import UserError
 from maml.interface import Algorithm
 from maml.maml import MAML
+from maml.protonet import PrototypicalNetworks
 
 BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
     "maml": MAML,
+    "protonet": PrototypicalNetworks,
 }
 
 

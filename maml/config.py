@@ -28,11 +28,12 @@ MINIIMAGENET_DEFAULTS = {
 
 
 # What an algorithm's authors used, where it is not the default above; for flags that were not given.
+POOLED_64 = {"max_pool": True, "num_filters": 64}
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml": {},
     "reptile": {"datasource": "omniglot", "meta_batch_size": 5},
-    "protonet": {"datasource": "omniglot", "meta_batch_size": 1, "max_pool": True, "num_filters": 64},
-    "matching": {"datasource": "omniglot", "meta_batch_size": 16, "max_pool": True, "num_filters": 64},
+    "protonet": {"datasource": "omniglot", "meta_batch_size": 1, "halving_interval": 2000} | POOLED_64,
+    "matching": {"datasource": "omniglot", "meta_batch_size": 16, "distance": "cosine"} | POOLED_64,
 }
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
@@ -136,6 +137,33 @@ class Config:
         least=-1,
         only=("protonet", "matching"),
         label="train",
+    )
+    distance: str = _flag(
+        "l2",
+        "how alike two embeddings are: minus the squared Euclidean distance (l2), or the cosine",
+        choices=("l2", "cosine"),
+        only=("protonet", "matching"),
+        label="distance_",
+    )
+    attention_scale: float = _flag(
+        1.0,
+        "factor of that likeness under the softmax; a cosine needs one above 1 to tell classes well apart "
+        "(0: learnt, from 10 on)",
+        least=0,
+        only=("protonet", "matching"),
+        label="scale",
+    )
+    fce: bool = _flag(
+        False,
+        "full context embeddings: every embedding depends on the whole support set",
+        only=("matching",),
+        label="fce",
+    )
+    unrolling_steps: int = _flag(
+        5, "steps of the attention LSTM that embeds a query, with --fce", least=1, most=MOST_UPDATES, only=("matching",)
+    )
+    halving_interval: int = _flag(
+        0, "iterations after which meta_lr is halved, every time (0: never)", least=0, only=("protonet", "matching")
     )
 
     # Ours.

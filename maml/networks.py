@@ -101,10 +101,25 @@ class Network:
         forward = forward_conv if self.kind == "conv" else forward_fc
         return forward(inp, per_task(weights, inp.shape[0]), self, reference)
 
+    def construct_embedding(self, seed: int) -> Weights:
+        """Fresh weights of the convolutional network without its head."""
+        weights = self.construct_weights(seed)
+        return {name: weight for name, weight in weights.items() if name not in ("w5", "b5")}
+
+    def embed(self, inp: tf.Tensor, weights: Weights, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """The last block's maps, flattened: [tasks, examples, dim_input] → [tasks, examples, dim_embedding]."""
+        maps = forward_blocks(inp, per_task(weights, inp.shape[0]), self, reference)
+        return tf.reshape(maps, [inp.shape[0], -1, self.dim_embedding])
+
+    @property
+    def dim_embedding(self) -> int:
+        """Numbers in the last block's map of an example."""
+        return self.map_size**2 * self.dim_hidden[0]
+
 
 def is_adapted(name: str) -> bool:
-    """Whether the inner loop adapts this weight: all but the normalisations' beta and gamma."""
-    return not name.startswith("model/")
+    """Whether the inner loop adapts this weight: not the normalisations' `model/…`, nor another with a slash."""
+    return "/" not in name
 
 
 def per_task(weights: Weights, tasks: int) -> Weights:
@@ -183,16 +198,24 @@ def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=Non
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Four blocks, then the head on the flattened map or on its mean over space."""
+    hidden = forward_blocks(inp, weights, network, reference)
+    if network.flat_head:
+        hidden = tf.reshape(hidden, [inp.shape[0], -1, network.dim_embedding])
+    else:
+        hidden = tf.reduce_mean(hidden, [2, 3])
+    return hidden @ weights["w5"] + weights["b5"][:, None]
+
+
+def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
+    """The four blocks: [tasks, examples, dim_input] → [tasks, examples, map_size, map_size, filters].
+
+    Of a single task they are plain convolutions.
+    """
     tasks, size = inp.shape[0], network.image_size
     hidden = ops.to_groups(tf.reshape(inp, [tasks, -1, size, size, network.channels]))
     for block in range(CONV_BLOCKS):
         hidden = conv_block(hidden, weights, block, network, reference)
-    hidden = ops.from_groups(hidden, tasks)
-    if network.flat_head:
-        hidden = tf.reshape(hidden, [tasks, -1, math.prod(hidden.shape[2:])])
-    else:
-        hidden = tf.reduce_mean(hidden, [2, 3])
-    return hidden @ weights["w5"] + weights["b5"][:, None]
+    return ops.from_groups(hidden, tasks)
 
 
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
