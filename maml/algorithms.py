@@ -6,10 +6,12 @@ from maml.config import Config
 from maml.errors import UserError
 from maml.interface import Algorithm
 from maml.maml import MAML
+from maml.matching import MatchingNetworks
 from maml.protonet import PrototypicalNetworks
 
 BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
     "maml": MAML,
+    "matching": MatchingNetworks,
     "protonet": PrototypicalNetworks,
 }
 

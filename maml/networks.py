@@ -141,7 +141,8 @@ def _truncated_normal(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_truncated_normal(shape, seed, stddev=0.01, alg="philox")
 
 
-def _glorot_uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+def glorot_uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+    """Glorot & Bengio's uniform initial values of a kernel or matrix [..., in, out]; `seed` is int32 [2]."""
     receptive = math.prod(shape[:-2])
     limit = math.sqrt(6 / (receptive * (shape[-2] + shape[-1])))
     return tf.random.stateless_uniform(shape, seed, -limit, limit, alg="philox")
@@ -177,10 +178,10 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
     weights = {}
     for i in range(1, CONV_BLOCKS + 1):
         fan_in = network.channels if i == 1 else filters
-        weights[f"conv{i}"] = _glorot_uniform([3, 3, fan_in, filters], _seed(seed, i))
+        weights[f"conv{i}"] = glorot_uniform([3, 3, fan_in, filters], _seed(seed, i))
         weights[f"b{i}"] = tf.zeros([filters])
     if network.flat_head:
-        weights["w5"] = _glorot_uniform([filters * network.map_size**2, network.dim_output], _seed(seed, 5))
+        weights["w5"] = glorot_uniform([filters * network.map_size**2, network.dim_output], _seed(seed, 5))
     else:
         weights["w5"] = tf.random.stateless_normal([filters, network.dim_output], _seed(seed, 5), alg="philox")
     weights["b5"] = tf.zeros([network.dim_output])
