@@ -12,6 +12,7 @@ from typing import Any
 from maml.errors import UserError
 
 ALGORITHMS = ("maml", "reptile", "protonet", "matching")
+METRIC = ("protonet", "matching")  # they learn an embedding, and adapt nothing
 DATASOURCES = ("sinusoid", "omniglot", "miniimagenet", "folder")
 NORMS = ("batch_norm", "layer_norm", "None")
 BASELINES = ("None", "oracle")
@@ -98,7 +99,7 @@ class Config:
         0.001,
         "learning rate of the meta-update (Adam, the paper's beta)",
         least=0,
-        only=("maml", "protonet", "matching"),
+        only=("maml", *METRIC),
     )
     update_batch_size: int = _flag(5, "support examples a class (shot, the paper's K)", least=1)
     update_lr: float = _flag(
@@ -135,14 +136,14 @@ class Config:
         "classes of a training task (-1: for protonet 60, on miniImageNet 30 in 1-shot and 20 else; for matching "
         "num_classes)",
         least=-1,
-        only=("protonet", "matching"),
+        only=METRIC,
         label="train",
     )
     distance: str = _flag(
         "l2",
         "how alike two embeddings are: minus the squared Euclidean distance (l2), or the cosine",
         choices=("l2", "cosine"),
-        only=("protonet", "matching"),
+        only=METRIC,
         label="distance_",
     )
     attention_scale: float = _flag(
@@ -150,7 +151,7 @@ class Config:
         "factor of that likeness under the softmax; a cosine needs one above 1 to tell classes well apart "
         "(0: learnt, from 10 on)",
         least=0,
-        only=("protonet", "matching"),
+        only=METRIC,
         label="scale",
     )
     fce: bool = _flag(
@@ -163,7 +164,7 @@ class Config:
         5, "steps of the attention LSTM that embeds a query, with --fce", least=1, most=MOST_UPDATES, only=("matching",)
     )
     halving_interval: int = _flag(
-        0, "iterations after which meta_lr is halved, every time (0: never)", least=0, only=("protonet", "matching")
+        0, "iterations after which meta_lr is halved, every time (0: never)", least=0, only=METRIC
     )
 
     # Ours.
@@ -370,8 +371,8 @@ class Config:
 
     @property
     def _training_queries(self) -> int:
-        sampled_apart = self.uses("train_num_classes") and self.query_size == UNSET
-        return 5 if sampled_apart and self.datasource != "miniimagenet" else self.query_per_class
+        own = self.algorithm in METRIC and self.query_size == UNSET
+        return 5 if own and self.datasource != "miniimagenet" else self.query_per_class
 
     @property
     def query_per_class(self) -> int:
@@ -385,6 +386,8 @@ class Config:
     @property
     def evaluation_updates(self) -> int:
         """Inner updates whose losses a summary or a test reports."""
+        if self.algorithm in METRIC:
+            return 0
         if self.test_num_updates != UNSET:
             return self.test_num_updates
         official = {"sinusoid": 5, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10

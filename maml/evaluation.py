@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from maml.config import Config
+from maml.config import METRIC, Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.files import replacing, write_json
 from maml.interface import Algorithm, Column
@@ -78,7 +78,8 @@ def result_table(result: TestResult, config: Config, columns: list[Column]) -> s
     measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
     lines = []
     if config.norm == "batch_norm":
-        whose = "query batch (transductive)" if config.transductive else "support set"
+        together = "support and query set together" if config.algorithm in METRIC else "query batch"
+        whose = f"{together} (transductive)" if config.transductive else "support set"
         lines.append(f"batch-norm statistics: {whose}")
     lines += [f"{'':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
     for column, mean, std, ci95 in zip(columns, *result, strict=True):

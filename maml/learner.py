@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml import algorithms, checkpoints
-from maml.config import Config
+from maml.config import METRIC, Config
 from maml.errors import UserError
 from maml.files import make_folder, write_json
 from maml.images import read_images
@@ -145,6 +145,8 @@ class Learner:
             raise UserError(f"{target}: the export could not be written ({reason}); free some space") from error
 
     def _steps(self, num_updates: int | None) -> int:
+        if num_updates and self.config.algorithm in METRIC:
+            raise UserError(f"num_updates={num_updates}: {self.config.algorithm} adapts nothing; leave it out")
         steps = self.config.evaluation_updates if num_updates is None else num_updates
         if not isinstance(steps, int) or steps < 0:
             raise UserError(f"num_updates={steps!r}: must be a whole number, 0 or more")

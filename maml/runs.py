@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import datetime
 import platform
 import time
@@ -24,7 +25,10 @@ NETWORK_FIELDS = (
     *("baseline", "norm", "conv", "num_filters", "max_pool", "dtype"),
 )
 # Flags that name a run: given with a test, they choose among the runs of a folder.
-IDENTITY_FIELDS = (*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad", "train_num_classes")
+IDENTITY_FIELDS = (
+    *(*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad"),
+    *(field.name for field in dataclasses.fields(Config) if field.metadata["label"]),
+)
 SHOT_AND_RATE = ("update_batch_size", "update_lr")
 # Flags of one call, not of a run: a test does not inherit them.
 CALL_FIELDS = (
