@@ -3,14 +3,16 @@
 # make check    formatter, linter and types
 # make audit    looks the pinned packages up among the known vulnerabilities (needs the network)
 # make figures  draws docs/figures/ from the runs under logs/, training those that are missing
+# make compare  trains and tests MAML and its siblings, BUDGET seconds each, and writes docs/compare.md
 # make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
 BIN := .venv/bin
 SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
+BUDGET ?= 120
 
-.PHONY: run test check audit bench figures format clean
+.PHONY: run test check audit bench compare figures format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -33,6 +35,9 @@ audit:
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed
+
+compare: .venv/installed
+	$(BIN)/python -m benchmarks.compare --seconds=$(BUDGET)
 
 figures: .venv/installed
 	$(BIN)/python -m benchmarks.figures

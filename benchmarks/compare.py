@@ -1,0 +1,177 @@
+"""Trains and tests MAML and its siblings on Omniglot, 5-way 1-shot, each for the same time.
+
+  python -m benchmarks.compare                         two minutes each
+  python -m benchmarks.compare --seconds=900           a quarter of an hour each
+  python -m benchmarks.compare protonet reptile        some of them
+
+Writes compare.md, compare.json and figures/compare.png into docs/. The time is that of the whole
+command: imports, data, compilation, summaries and validations included.
+"""
+
+import argparse
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks.figures import BLUE, GREEN, GREY, ORANGE, ROOT, run_main, save, subplots
+from benchmarks.measure import count, machine, machine_lines, table, write_report
+from maml import algorithms
+from maml.errors import UserError
+from maml.evaluation import results_file
+from maml.runs import find_run
+
+FOREVER = 1_000_000  # iterations: the time ends a training, not their number
+INTERRUPTED = 130
+EVERYONE: dict[str, Any] = {"datasource": "omniglot", "num_classes": 5, "update_batch_size": 1}
+MAML_FLAGS = {"algorithm": "maml", "meta_batch_size": 32, "update_lr": 0.4, "num_updates": 1}
+RUNS: dict[str, dict[str, Any]] = {
+    "MAML": MAML_FLAGS | {"val_interval": 100},
+    "first-order MAML": MAML_FLAGS | {"stop_grad": True, "val_interval": 100},
+    "prototypical networks": {"algorithm": "protonet", "val_interval": 25},
+    "matching networks, l2": {"algorithm": "matching", "distance": "l2", "val_interval": 25},
+    "matching networks, cosine": {"algorithm": "matching", "distance": "cosine", "val_interval": 25},
+    "matching networks, cosine, learnt scale": {
+        **{"algorithm": "matching", "distance": "cosine", "attention_scale": 0.0, "val_interval": 25}
+    },
+}
+PURPLE, BLACK, SKY = "#CC79A7", "#000000", "#56B4E9"
+COLOURS = [BLUE, SKY, ORANGE, GREEN, GREY, PURPLE, BLACK]
+
+
+def train_for(seconds: float, flags: dict[str, Any]) -> tuple[float, float]:
+    """Trains as main.py does, until the time is up or the training ends.
+
+    Returns:
+        When it began, in seconds since 1970, and the seconds that it took.
+
+    Raises:
+        UserError: it failed; it has said why.
+    """
+    command = ["main.py", *(f"--{name}={value}" for name, value in flags.items())]
+    print("python " + " ".join(command), flush=True)
+    begin = time.time()
+    with subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]]) as process:
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            code = process.wait()
+    if code not in (0, INTERRUPTED):
+        raise UserError(f"this command failed: python {' '.join(command)}")
+    return begin, time.time() - begin
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and tests one of `RUNS`; returns its row of the table and its curve."""
+    flags = EVERYONE | RUNS[name] | {"logdir": f"{options.logs}/{name.replace(', ', '-').replace(' ', '_')}"}
+    flags |= {"data_dir": options.data_dir} if options.data_dir else {}
+    begin, seconds = train_for(options.seconds, {"metatrain_iterations": FOREVER, "resume": False} | flags)
+    run_main(flags | {"train": False, "test_set": True})
+    folder, config = find_run(flags | {"train": False, "test_set": True})
+    results = json.loads(results_file(folder, config, ".json").read_text())
+    model = algorithms.build(config)
+    column = model.reported[-1]
+    return {
+        "flags": RUNS[name],
+        "seconds": seconds,
+        "iterations": int(results["checkpoint"].removeprefix("model")),
+        "accuracy": results["mean"][column],
+        "ci95": results["ci95"][column],
+        "measured": results["columns"][column],
+        "tasks": results["tasks"],
+        "parameters": sum(math.prod(weight.shape) for weight in model.init_state().weights.values()),
+        "curve": curve(folder, begin),
+    }
+
+
+def curve(folder: Path, begin: float) -> list[tuple[float, float]]:
+    """(seconds since `begin`, accuracy) of every validation of a run."""
+    events = EventAccumulator(str(folder / "val"), size_guidance={"tensors": 0})
+    events.Reload()
+    tag = "accuracy/Post-update"
+    if tag not in events.Tags()["tensors"]:
+        return []
+    from tensorflow import make_ndarray
+
+    return [(event.wall_time - begin, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
+
+
+def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int) -> str:
+    """The table in Markdown."""
+    header = ["algorithm", "accuracy, %", "measured on", "iterations", "time, s", "parameters"]
+    lines = [
+        [
+            name,
+            f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}",
+            row["measured"],
+            f"{row['iterations']:,}",
+            f"{row['seconds']:.0f}",
+            f"{row['parameters']:,}",
+        ]
+        for name, row in rows.items()
+    ]
+    tasks = next(iter(rows.values()))["tasks"]
+    return (
+        f"# MAML and its siblings, Omniglot 5-way 1-shot, {seconds} s each\n\n"
+        f"`make compare BUDGET={seconds}`. Accuracy on {tasks} test tasks ± the 95 % interval over them. "
+        "The time is that of the whole command, validations included.\n\n"
+        f"{table(header, lines)}\n{machine_lines(where)}\n"
+    )
+
+
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Validation accuracy over wall-clock time; on the right, matching networks' plain and scaled cosine."""
+    figure, (left, right) = subplots(1, 2, (11, 4.2))
+    colours = dict(zip(RUNS, COLOURS, strict=False))
+    for name, row in rows.items():
+        panels = [right] if "cosine" in name else [left, right] if name.startswith("matching") else [left]
+        for panel in panels:
+            panel.plot(
+                [seconds for seconds, _ in row["curve"]],
+                [100 * accuracy for _, accuracy in row["curve"]],
+                color=colours[name],
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+    left.set(title="Omniglot, 5-way 1-shot", ylabel="accuracy on 100 validation tasks, %")
+    right.set(title="Matching networks: the scale of the attention")
+    for panel in (left, right):
+        panel.set(xlabel="seconds since the command began", xlim=(0, None))
+        panel.legend(loc="lower right", frameon=False)
+    save(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, tests, writes and draws; returns the exit code."""
+    short = {name: [run for run, flags in RUNS.items() if flags["algorithm"] == name] for name in algorithms.BUILDERS}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("algorithms", nargs="*", choices=[*short, []], help="which (default: all)")
+    parser.add_argument("--seconds", type=count, default=120, help="for each training")
+    parser.add_argument("--logs", default="logs/compare", help="folder of the runs' --logdir folders")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of the table and the figure")
+    parser.add_argument("--data_dir", default="", help="folder of Omniglot's images (default data/omniglot)")
+    options = parser.parse_args(arguments)
+    names = [run for name in options.algorithms or short for run in short[name]]
+    where, rows = machine(), {}
+    try:
+        for name in names:
+            rows[name] = measure(name, options)
+            values = {"machine": where, "seconds": options.seconds, "runs": rows}
+            write_report(options.output, "compare", report(rows, where, options.seconds), values)
+            draw(rows, options.output / "figures" / "compare.png")
+    except UserError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
