@@ -269,7 +269,7 @@ class Config:
             if not self.uses(field.name) and (field.name in given or value != field.default):
                 raise UserError(
                     f"--{field.name} has no meaning with --algorithm={self.algorithm}; it is for "
-                    f"{' and '.join(users(field.name))}: leave it out"
+                    f"{' and '.join(users(field.name))}: leave it out, or choose that --algorithm"
                 )
         if self.algorithm != "maml" and not self.classification:
             raise UserError(f"--algorithm={self.algorithm} is for images; choose a --datasource other than sinusoid")
