@@ -40,6 +40,7 @@ CALL_FIELDS = (
 HARMLESS_FIELDS = (
     *CALL_FIELDS,
     *("metatrain_iterations", "data_dir", "save_interval", "summary_interval", "val_interval", "val_tasks"),
+    *("eval_inner_iters", "eval_inner_batch"),
 )
 
 
