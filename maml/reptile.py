@@ -34,6 +34,7 @@ from maml.config import Config
 from maml.data_generator import Episodes, random_orders
 from maml.interface import Column, TrainState
 from maml.networks import Network, Weights
+from maml.ops import fused
 from maml.optimizer import BETA_2, EPSILON, adam_init
 from maml.parts import map_parts, part_size
 
@@ -111,9 +112,7 @@ class Reptile:
         if self.config.inner_optimizer == "sgd":
             return {name: weight - rate * gradients[name] for name, weight in theta.items()}, v, task_losses
         rate *= tf.sqrt(1 - tf.pow(tf.constant(BETA_2, self.config.dtype), step + 1))
-        v = {name: BETA_2 * v[name] + (1 - BETA_2) * tf.square(gradient) for name, gradient in gradients.items()}
-        theta = {name: w - rate * gradients[name] / (tf.sqrt(v[name]) + EPSILON) for name, w in theta.items()}
-        return theta, v, task_losses
+        return *_adam(theta, v, gradients, rate), task_losses
 
     def adapt_tasks(self, weights: Weights, tasks: Tasks) -> Adapted:
         """Takes the minibatch steps of every task, side by side."""
@@ -272,6 +271,12 @@ def after_all(before: tf.Tensor, after: tf.Tensor, steps: int) -> tf.Tensor:
     later = [BETA_2 ** (steps * (tasks - 1 - task)) for task in range(tasks)]
     own = after - BETA_2**steps * before
     return BETA_2 ** (steps * tasks) * before + tf.tensordot(tf.constant(later, before.dtype), own, 1)
+
+
+@fused
+def _adam(theta: Weights, v: Weights, gradients: Weights, rate: tf.Tensor) -> tuple[Weights, Weights]:
+    v = {name: BETA_2 * v[name] + (1 - BETA_2) * tf.square(gradient) for name, gradient in gradients.items()}
+    return {name: w - rate * gradients[name] / (tf.sqrt(v[name]) + EPSILON) for name, w in theta.items()}, v
 
 
 def _split(weights: Weights) -> tuple[Weights, Weights, tf.Tensor]:
