@@ -38,6 +38,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
+MOST_MINIBATCHES = 10_000
 MOST_UPDATES = 1000  # inner steps are unrolled: each makes the graph longer
 
 
@@ -167,22 +168,36 @@ class Config:
         0, "iterations after which meta_lr is halved, every time (0: never)", least=0, only=METRIC
     )
     train_shots: int = _flag(
-        10, "images a class of a training task, in place of update_batch_size", least=1, only=("reptile",), label="shots"
+        10,
+        "images a class of a training task, in place of update_batch_size",
+        least=1,
+        only=("reptile",),
+        label="shots",
     )
-    inner_iters: int = _flag(5, "minibatch steps of a training task", least=1, only=("reptile",), label="iters")
-    inner_batch: int = _flag(10, "examples of a minibatch in training", least=1, only=("reptile",), label="batch")
+    inner_iters: int = _flag(
+        5, "minibatch steps of a training task", least=1, most=MOST_MINIBATCHES, only=("reptile",), label="iters"
+    )
+    inner_batch: int = _flag(
+        10, "examples of a minibatch in training", least=1, most=MOST_MINIBATCHES, only=("reptile",), label="batch"
+    )
     inner_optimizer: str = _flag(
         "adam", "adam (without momentum) or sgd", choices=("adam", "sgd"), only=("reptile",), label="inner"
     )
     meta_step: float = _flag(
-        1.0, "how far the first update moves towards the adapted weights, 1: all the way", least=0, only=("reptile",)
+        1.0,
+        "how far the first update moves towards the adapted weights, 1: all the way",
+        least=0,
+        most=1,
+        only=("reptile",),
     )
     meta_step_final: float = _flag(
-        0.0, "what meta_step falls to, linearly, by the end of the training", least=0, only=("reptile",)
+        0.0, "what meta_step falls to, linearly, by the end of the training", least=0, most=1, only=("reptile",)
     )
-    eval_inner_iters: int = _flag(50, "minibatch steps in validation and testing", least=1, only=("reptile",))
+    eval_inner_iters: int = _flag(
+        50, "minibatch steps in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
+    )
     eval_inner_batch: int = _flag(
-        5, "examples of a minibatch in validation and testing", least=1, only=("reptile",)
+        5, "examples of a minibatch in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
     )
 
     # Ours.

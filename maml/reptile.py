@@ -145,31 +145,37 @@ class Reptile:
         done = tf.cast(iteration, config.dtype) / config.metatrain_iterations
         return (1 - done) * config.meta_step + done * config.meta_step_final
 
-    def update(self, state: TrainState, episodes: Episodes, iteration: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
+    def update(self, state: TrainState, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[TrainState, tf.Tensor]:
         """One meta-update on the support sets; returns the mean loss of their minibatches, too."""
-        config, count = self.config, episodes.inputa.shape[0]
-        key = tf.random.experimental.stateless_fold_in([config.seed, TRAINING], iteration, alg="philox")
-        order = minibatches(key, count, episodes.inputa.shape[1], config.inner_iters, config.inner_batch)
-        size = part_size(self.network, count, config.inner_batch)
         theta, v, step = _split(state.weights)
+        adapted, epsilon = self._adapt_batch(state.weights, episodes, iteration), self.meta_step(iteration)
+        weights = {name: w + epsilon * (tf.reduce_mean(adapted.weights[name], 0) - w) for name, w in theta.items()}
+        if v:
+            steps = self.config.inner_iters
+            weights |= {f"adam/v/{name}": after_all(v[name], adapted.v[name], steps) for name in v}
+            weights["adam/step"] = step + steps * episodes.inputa.shape[0]
+        return state._replace(weights=weights), tf.reduce_mean(adapted.loss)
+
+    def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
+        """That loss, and what the meta-update takes for the gradient: φ − mean θ_k."""
+        adapted = self._adapt_batch(weights, episodes, iteration)
+        gradients = {name: weights[name] - tf.reduce_mean(theta, 0) for name, theta in adapted.weights.items()}
+        return tf.reduce_mean(adapted.loss), gradients
+
+    def _adapt_batch(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> Adapted:
+        config, (count, examples) = self.config, episodes.inputa.shape[:2]
+        key = tf.random.experimental.stateless_fold_in([config.seed, TRAINING], iteration, alg="philox")
+        order = minibatches(key, count, examples, config.inner_iters, config.inner_batch)
+        size = part_size(self.network, count, config.inner_batch)
+        theta, v, _ = _split(weights)
         like = tf.nest.map_structure(lambda tensor: tf.TensorSpec([size, *tensor.shape], tensor.dtype), (theta, v))
         adapted = map_parts(
-            lambda tasks: self.adapt_tasks(state.weights, tasks),
+            lambda tasks: self.adapt_tasks(weights, tasks),
             Tasks(episodes.inputa, episodes.labela, order),
             size,
             Adapted(*like, tf.TensorSpec([size], config.dtype)),
         )
-        adapted = tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [count, *tensor.shape[2:]]), adapted)
-
-        epsilon = self.meta_step(iteration)
-        weights = {
-            name: weight + epsilon * (tf.reduce_mean(adapted.weights[name], 0) - weight)
-            for name, weight in theta.items()
-        }
-        if v:
-            weights |= {f"adam/v/{name}": after_all(v[name], adapted.v[name], config.inner_iters) for name in v}
-            weights["adam/step"] = step + count * config.inner_iters
-        return state._replace(weights=weights), tf.reduce_mean(adapted.loss)
+        return tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [count, *tensor.shape[2:]]), adapted)
 
     def adapt(self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int) -> Weights:
         """The network's weights after `num_updates` minibatch steps on support sets of any size, with a task axis.
@@ -182,8 +188,14 @@ class Reptile:
         return self.adapt_tasks(weights, Tasks(inputa, labela, order)).weights
 
     def predict(self, fast: Weights, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
-        """Outputs of the query sets `inputb`, [tasks, N·Q, dim_output], all queries in one batch (transductive)."""
-        return self.forward(inputb, fast)
+        """Outputs of the query sets `inputb`, [tasks, N·Q, dim_output], under adapted weights.
+
+        Batch-norm standardizes all queries together, or by the support sets' statistics (`--bn_mode=support`).
+        """
+        if self.config.bn_mode != "support":
+            return self.forward(inputb, fast)
+        support = tf.shape(inputa)[1]
+        return self.forward(tf.concat([inputa, inputb], 1), fast, support)[:, support:]
 
     def predict_alone(self, fast: Weights, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
         """Outputs of the query sets, each query in a batch with nothing but the support set.
@@ -200,13 +212,14 @@ class Reptile:
         return tf.transpose(outputs, [1, 0, 2])
 
     def columns(self, num_updates: int) -> list[Column]:
-        """The support set before adaptation, the query set after it; in a test also each query by itself."""
+        """The support set before adaptation and the query set after it; in a test also every query by itself."""
+        how = "transductive" if self.config.transductive else "query set"
         columns = [
             Column("before, support set", "before", "Pre-update"),
-            Column(f"{num_updates} steps, transductive", "transductive", "Post-update"),
+            Column(f"{num_updates} steps, {how}", "together", "Post-update"),
         ]
-        if not self.config.train:
-            columns.append(Column(f"{num_updates} steps, query alone", "alone", "Post-update, query alone"))
+        if self.config.transductive and not self.config.train:
+            columns.append(Column(f"{num_updates} steps, one at a time", "alone", "Post-update, one at a time"))
         return columns
 
     @property

@@ -27,7 +27,7 @@ def state_at_one(model: Reptile):
 
 
 def test_one_step_of_sgd_is_joint_training():
-    """k = 1: θ − φ = −α g, so the meta-update is a step of rate ε·α on the mean of the tasks' losses.
+    """With k = 1, θ − φ = −α g, so the meta-update is a step of rate ε·α on the mean of the tasks' losses.
 
     L(w) = (x·w − y)² has g = 2·x·(x·w − y): −4 for x = 1, y = 3, and −½ for x = ½, y = 1. With ε = ½:
     w = 1 + ½·⅛·(4 + ½)/2 = 1 + 9/64. The loss is the mean of 4 and ¼.
@@ -44,7 +44,7 @@ TWO_POINTS = tensors([[[1], [1 / 2]]], [[[3], [1]]])
 
 @pytest.mark.parametrize(("order", "weight"), [((0, 1), 49 / 32), ((1, 0), 99 / 64)])
 def test_two_steps_are_a_joint_step_and_one_of_first_order_maml(order, weight):
-    """k = 2: (φ − θ₂)/α = g₁ + g₂ − α·h₂·g₁, where g₂ − α·h₂·g₁ is the first-order MAML gradient.
+    """With k = 2, (φ − θ₂)/α = g₁ + g₂ − α·h₂·g₁, where g₂ − α·h₂·g₁ is the first-order MAML gradient.
 
     In the order (1, 2): −4 − ½ + ⅛·½·4 = −17/4, θ = 1 + 17/32; in the order (2, 1): −4 − ½ + ⅛·2·½ = −35/8,
     θ = 1 + 35/64. First-order MAML adapts to the first point and takes its gradient at the second.
