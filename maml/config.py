@@ -32,7 +32,7 @@ MINIIMAGENET_DEFAULTS = {
 POOLED_64 = {"max_pool": True, "num_filters": 64}
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml": {},
-    "reptile": {"datasource": "omniglot", "meta_batch_size": 5},
+    "reptile": {"datasource": "omniglot", "meta_batch_size": 5, "update_lr": 0.001},
     "protonet": {"datasource": "omniglot", "meta_batch_size": 1, "halving_interval": 2000} | POOLED_64,
     "matching": {"datasource": "omniglot", "meta_batch_size": 16, "distance": "cosine"} | POOLED_64,
 }
