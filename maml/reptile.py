@@ -265,7 +265,7 @@ def minibatches(key, tasks: int, examples: int | tf.Tensor, steps: int, size: in
     Returns:
         int32 [tasks, steps, size].
     """
-    rounds = -(-steps * size // examples)
+    rounds = 1 + steps * size // examples
     order = tf.reshape(random_orders(key, [tasks, rounds, examples]), [tasks, -1])
     return tf.reshape(order[:, : steps * size], [tasks, steps, size])
 

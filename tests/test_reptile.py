@@ -174,6 +174,20 @@ def test_a_meta_update_in_parts_equals_one_of_the_whole(monkeypatch):
     assert relative_error(*results) < 1e-9
 
 
+def test_a_dense_network_is_compiled_as_a_whole():
+    """By XLA, as training compiles it; no steps at all leave the weights as they are."""
+    model = tiny_reptile("fc", "batch_norm", train=False)
+    state, episodes = model.init_state()._replace(weights=start(model)), tiny_episodes(model, 5)
+    for function in (lambda: model.update(state, episodes, tf.constant(1))[0].weights, lambda: measured(model, state)):
+        assert relative_error(tf.function(function, jit_compile=True, autograph=False)(), function()) < 1e-9
+    none = model.adapt(state.weights, episodes.inputa, episodes.labela, 0)
+    assert relative_error({name: weight[0] for name, weight in none.items()}, fast_of(state.weights)) == 0
+
+
+def measured(model: Reptile, state) -> dict:
+    return model.evaluate(state.weights, tiny_episodes(model, 6), 3)
+
+
 def test_a_query_alone_does_not_know_the_others():
     """Transductive: all queries share one batch. Alone: the statistics are those of the support set and one query."""
     model = tiny_reptile("strided, flat head", "batch_norm", train=False)
