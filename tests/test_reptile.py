@@ -8,6 +8,7 @@ from maml import reptile
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.reptile import Reptile, Tasks, after_all, minibatches
+from maml.runs import open_run, record_run
 from tests.test_closed_form import SCALAR, Linear, assert_exact, linear_model, tensors
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
 
@@ -221,3 +222,13 @@ def test_a_training_episode_is_measured_on_as_many_shots_as_a_test():
     )
     for measure, expected in model.evaluate(weights, episodes, 3).items():
         assert_exact(model.evaluate(weights, more, 3)[measure], expected)
+
+
+def test_a_changed_length_bends_the_schedule_and_is_said(tmp_path):
+    """MAML's training may be made longer at any time; Reptile's meta-step falls over the whole length."""
+    for settings, said in (({}, True), ({"meta_step": 0.5, "meta_step_final": 0.5}, False)):
+        config = Config.from_flags({"algorithm": "reptile", "logdir": str(tmp_path / str(said))} | settings)
+        folder, _ = open_run(config)
+        record_run(folder, config)
+        _, notes = open_run(config.replace(metatrain_iterations=7))
+        assert any("--metatrain_iterations was 15000, is 7" in note for note in notes) == said
