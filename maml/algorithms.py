@@ -8,11 +8,13 @@ from maml.interface import Algorithm
 from maml.maml import MAML
 from maml.matching import MatchingNetworks
 from maml.protonet import PrototypicalNetworks
+from maml.reptile import Reptile
 
 BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
     "maml": MAML,
     "matching": MatchingNetworks,
     "protonet": PrototypicalNetworks,
+    "reptile": Reptile,
 }
 
 

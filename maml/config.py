@@ -32,12 +32,13 @@ MINIIMAGENET_DEFAULTS = {
 POOLED_64 = {"max_pool": True, "num_filters": 64}
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml": {},
-    "reptile": {"datasource": "omniglot", "meta_batch_size": 5},
+    "reptile": {"datasource": "omniglot", "meta_batch_size": 5, "update_lr": 0.001},
     "protonet": {"datasource": "omniglot", "meta_batch_size": 1, "halving_interval": 2000} | POOLED_64,
     "matching": {"datasource": "omniglot", "meta_batch_size": 16, "distance": "cosine"} | POOLED_64,
 }
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
+MOST_MINIBATCHES = 10_000
 MOST_UPDATES = 1000  # inner steps are unrolled: each makes the graph longer
 
 
@@ -165,6 +166,38 @@ class Config:
     )
     halving_interval: int = _flag(
         0, "iterations after which meta_lr is halved, every time (0: never)", least=0, only=METRIC
+    )
+    train_shots: int = _flag(
+        10,
+        "images a class of a training task, in place of update_batch_size",
+        least=1,
+        only=("reptile",),
+        label="shots",
+    )
+    inner_iters: int = _flag(
+        5, "minibatch steps of a training task", least=1, most=MOST_MINIBATCHES, only=("reptile",), label="iters"
+    )
+    inner_batch: int = _flag(
+        10, "examples of a minibatch in training", least=1, most=MOST_MINIBATCHES, only=("reptile",), label="batch"
+    )
+    inner_optimizer: str = _flag(
+        "adam", "adam (without momentum) or sgd", choices=("adam", "sgd"), only=("reptile",), label="inner"
+    )
+    meta_step: float = _flag(
+        1.0,
+        "how far the first update moves towards the adapted weights, 1: all the way",
+        least=0,
+        most=1,
+        only=("reptile",),
+    )
+    meta_step_final: float = _flag(
+        0.0, "what meta_step falls to, linearly, by the end of the training", least=0, most=1, only=("reptile",)
+    )
+    eval_inner_iters: int = _flag(
+        50, "minibatch steps in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
+    )
+    eval_inner_batch: int = _flag(
+        5, "examples of a minibatch in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
     )
 
     # Ours.
@@ -357,7 +390,7 @@ class Config:
         """Classes, support and query examples a class (for the sinusoid: points) of a split's tasks."""
         return (
             self._training_classes if split == "train" else self.num_classes,
-            self.update_batch_size,
+            self.train_shots if split == "train" and self.uses("train_shots") else self.update_batch_size,
             self._training_queries if split == "train" else self.query_per_class,
         )
 
@@ -388,6 +421,8 @@ class Config:
         """Inner updates whose losses a summary or a test reports."""
         if self.algorithm in METRIC:
             return 0
+        if self.uses("eval_inner_iters"):
+            return self.eval_inner_iters
         if self.test_num_updates != UNSET:
             return self.test_num_updates
         official = {"sinusoid": 5, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10

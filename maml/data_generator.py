@@ -100,6 +100,11 @@ def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1
     return low + (high - low) * (tf.cast(_random_bits(key, shape, 24), tf.float32) * 2.0**-24)
 
 
+def random_orders(key: tf.Tensor, shape: list) -> tf.Tensor:
+    """Random orders of the numbers below the last dimension, int32 of this shape."""
+    return tf.argsort(_uniform(key, shape))
+
+
 def sinusoid_episodes(key: tf.Tensor, tasks: int, shots: int, queries: int, oracle: bool) -> Episodes:
     """Points of y = A·sin(x − phase) with A ~ U[0.1, 5], phase ~ U[0, π], x ~ U[−5, 5].
 
@@ -161,7 +166,7 @@ def image_episodes(
     rows = tf.gather(table.first, classes)[..., None] + drawn
 
     # Labels follow the shuffle: row (k, j) holds the k-th image of class order[k, j].
-    order = tf.argsort(_uniform(keys[2], [tasks, per_class, num_classes]))  # [tasks, K + Q, N]
+    order = random_orders(keys[2], [tasks, per_class, num_classes])  # [tasks, K + Q, N]
     rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
     images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
     if turn:

@@ -146,7 +146,7 @@ class MAML:
             return meta_loss, tape.gradient(meta_loss, weights, unconnected_gradients="zero")
 
         like = (tf.zeros([], self.config.dtype), weights)
-        parts = map_parts(of_part, episodes, part_size(self.network, episodes), like)
+        parts = map_parts(of_part, episodes, part_size(self.network, *episodes.inputa.shape[:2]), like)
         return tf.nest.map_structure(lambda values: tf.reduce_mean(values, 0), parts)
 
     def pretrain_gradient(self, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
@@ -226,7 +226,7 @@ class MAML:
                 measures["accuracy"] = tf.stack([before, *after], 1)
             return measures
 
-        size = part_size(self.network, episodes)
+        size = part_size(self.network, *episodes.inputa.shape[:2])
         measure = tf.zeros([size, num_updates + 1], self.config.dtype)
         like = {"loss": measure} | ({"accuracy": measure} if self.config.classification else {})
         parts = map_parts(of_part, episodes, size, like)

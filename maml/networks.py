@@ -2,7 +2,7 @@
 
 A `Weights` dict holds the adapted weights under the official names (`w1`, `b1`, … or `conv1`,
 `b1`, …, `w5`, `b5`) and the normalisations' `model/<i>/beta` and `model/<i>/gamma`, which are
-meta-learned but not adapted. Every forward pass carries a task axis: inputs are
+meta-learned but not adapted by MAML. Every forward pass carries a task axis: inputs are
 [tasks, examples, dim_input], and an adapted weight either is shared by the tasks or has a
 leading task axis, as fast weights do.
 
@@ -239,7 +239,8 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     else:
         hidden = ops.conv2d(inp, kernel, stride)
     if network.norm == "batch_norm":
-        shift = tf.tile(weights[f"model/{block}/beta"], [kernel.shape[0]])
+        beta = weights[f"model/{block}/beta"]
+        shift = tf.reshape(tf.broadcast_to(beta, [kernel.shape[0], beta.shape[-1]]), [-1])
         if reference is None and hidden.shape[0] is not None:
             window = 2 if network.max_pool else 1
             return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window)
@@ -259,8 +260,9 @@ def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str, reference
 
     Batch-norm uses the statistics of the batch at hand, in training and in testing
     (transductive), or those of its first `reference` examples. It has a shift but no scale;
-    layer-norm has both.
+    layer-norm has both. A shift or scale is [units], or each task's own, [tasks, units].
     """
+    weights = {name: weight[:, None] if len(weight.shape) == 2 else weight for name, weight in weights.items()}
     if norm == "batch_norm" and reference is not None:
         return _standardize_by(inp[:, :reference], inp, [1]) + weights[f"model/{layer}/beta"]
     if norm == "batch_norm":

@@ -14,16 +14,19 @@ from typing import Any
 import tensorflow as tf
 
 from maml.config import Config
-from maml.data_generator import Episodes
 from maml.networks import Network
 
 # Numbers in the first map of the support sets of a part; measured with 1 MiB of second-level cache a core.
 CACHED_MAP = 900_000
 
 
-def part_size(network: Network, episodes: Episodes) -> int:
-    """Tasks to compute at once: convolutional ones that fit a cache and feed every core; else, and on a GPU, all."""
-    tasks, examples = episodes.inputa.shape[:2]
+def part_size(network: Network, tasks: int, examples: int) -> int:
+    """Tasks to compute at once: convolutional ones that fit a cache and feed every core; else, and on a GPU, all.
+
+    Args:
+        tasks: of the batch.
+        examples: of a task in one forward pass.
+    """
     if network.kind != "conv" or tf.config.list_physical_devices("GPU"):
         return tasks
     cached = round(CACHED_MAP / (examples * network.largest_map))
@@ -31,21 +34,21 @@ def part_size(network: Network, episodes: Episodes) -> int:
     return next(size for size in range(most, 0, -1) if tasks % size == 0)
 
 
-def map_parts(compute: Callable[[Episodes], Any], episodes: Episodes, size: int, like: Any) -> Any:
+def map_parts(compute: Callable[[Any], Any], batch: Any, size: int, like: Any) -> Any:
     """Computes parts of a batch of tasks, as many side by side as there are cores.
 
     Args:
-        compute: of the episodes of a part; returns a structure of tensors.
-        episodes: the batch.
+        compute: of a part of the batch; returns a structure of tensors.
+        batch: `Episodes`, or another structure of tensors with a leading task axis.
         size: tasks of a part, a divisor of those of the batch.
         like: tensors of the structure, shapes and types that `compute` returns.
 
     Returns:
         The structure that `compute` returns, its tensors with a leading axis [parts].
     """
-    if size == episodes.inputa.shape[0]:
-        return tf.nest.map_structure(lambda tensor: tensor[None], compute(episodes))
-    parts = tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [-1, size, *tensor.shape[1:]]), episodes)
+    if size == tf.nest.flatten(batch)[0].shape[0]:
+        return tf.nest.map_structure(lambda tensor: tensor[None], compute(batch))
+    parts = tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [-1, size, *tensor.shape[1:]]), batch)
     signature = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), like)
     return tf.map_fn(compute, parts, parallel_iterations=_cores(), fn_output_signature=signature)
 

@@ -40,6 +40,7 @@ CALL_FIELDS = (
 HARMLESS_FIELDS = (
     *CALL_FIELDS,
     *("metatrain_iterations", "data_dir", "save_interval", "summary_interval", "val_interval", "val_tasks"),
+    *("eval_inner_iters", "eval_inner_batch"),
 )
 
 
@@ -90,7 +91,7 @@ def open_run(config: Config) -> tuple[Path, list[str]]:
         changed = [
             f"--{name} was {getattr(before, name)}, is {value}"
             for name, value in config.to_dict().items()
-            if name not in HARMLESS_FIELDS and getattr(before, name) != value
+            if getattr(before, name) != value and (name not in HARMLESS_FIELDS or _schedules(config, name))
         ]
         if changed:
             notes.append("Going on with changed flags: " + "; ".join(changed))
@@ -161,6 +162,11 @@ def versions() -> dict[str, str]:
     import tensorflow as tf
 
     return {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__}
+
+
+def _schedules(config: Config, name: str) -> bool:
+    """Whether a flag's change bends a schedule: Reptile's meta-step falls over the whole training."""
+    return name == "metatrain_iterations" and config.uses("meta_step") and config.meta_step != config.meta_step_final
 
 
 def _last_trained(folder: Path) -> str:

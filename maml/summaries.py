@@ -66,11 +66,11 @@ class SummaryWriter:
                     tf.summary.scalar(f"{name}/{column.tag}", value)
 
     def histograms(self, weights: Weights, gradients: Weights, iteration: int) -> None:
-        """Writes a histogram of every weight and of its gradient."""
+        """Writes a histogram of every weight that has a gradient, and of that."""
         with self._at("train", iteration):
-            for name, weight in weights.items():
-                tf.summary.histogram(f"weights/{name}", weight)
-                tf.summary.histogram(f"gradients/{name}", gradients[name])
+            for name, gradient in gradients.items():
+                tf.summary.histogram(f"weights/{name}", weights[name])
+                tf.summary.histogram(f"gradients/{name}", gradient)
 
     def image(self, split: str, name: str, image: np.ndarray, iteration: int) -> None:
         """Writes an image, uint8 [height, width, 3]."""

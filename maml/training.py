@@ -269,9 +269,10 @@ class _Training:
         return 10 * self.iteration // total > 10 * last // total
 
     def draw_episode(self) -> None:
-        """Draws the first validation task with what is predicted after as many steps as training takes."""
+        """Draws the first validation task with what is predicted after as many steps as training takes, or a test."""
         config = self.config
-        episodes, outputs = self.evaluator.first_task(self.state.weights, "val", config.num_updates)
+        steps = config.num_updates if config.uses("num_updates") else config.evaluation_updates
+        episodes, outputs = self.evaluator.first_task(self.state.weights, "val", steps)
         picture = draw_episode(*episode_rows(episodes, outputs, channels=config.image_shape[1]))
         self.writer.image("val", "episode", picture, self.iteration)
 

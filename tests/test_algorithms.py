@@ -18,6 +18,8 @@ TOY |= {"num_filters": 4, "max_pool": True, "meta_batch_size": 4, "query_size": 
 TOY |= {"val_tasks": 20, "val_interval": 15, "summary_interval": 10, "save_interval": 10, "log": False}
 OWN = {
     "maml": {"meta_lr": 0.01, "update_lr": 0.1, "test_num_updates": 3},
+    "reptile": {"update_lr": 0.01, "train_shots": 4, "inner_batch": 6, "eval_inner_iters": 10, "eval_inner_batch": 3}
+    | {"meta_step": 0.5, "meta_step_final": 0.5},  # a shorter run would fall faster
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},
     "matching": {"meta_lr": 0.01, "attention_scale": 0.0, "fce": True, "unrolling_steps": 2},
 }

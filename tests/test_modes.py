@@ -138,7 +138,7 @@ def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
     results = []
     for cores, size in ((1, 4), (2, 2)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert parts.part_size(model.network, episodes) == size
+        assert parts.part_size(model.network, *episodes.inputa.shape[:2]) == size
         results.append(everything(model, in_a_graph)(weights, episodes))
     assert relative_error(*results) < TOLERANCES["float64"]
 
@@ -156,11 +156,10 @@ def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
 def test_parts_fit_the_cache_and_feed_the_cores(flags, on_two_cores, on_sixteen, monkeypatch):
     """First maps of 14², 14², 14² and 84² with 64, 64, 64 and 32 filters, of 5, 20, 5 and 5 images."""
     config = Config.from_flags(flags)
-    support = tf.zeros([config.meta_batch_size, config.num_classes * config.update_batch_size, 1])
     for cores, size in ((2, on_two_cores), (16, on_sixteen)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        episodes = Episodes(support, support, support, support)
-        assert parts.part_size(Network.from_config(config), episodes) == size
+        examples = config.num_classes * config.update_batch_size
+        assert parts.part_size(Network.from_config(config), config.meta_batch_size, examples) == size
 
 
 @pytest.mark.parametrize(
