@@ -173,7 +173,7 @@ class Reptile:
             lambda tasks: self.adapt_tasks(weights, tasks),
             Tasks(episodes.inputa, episodes.labela, order),
             size,
-            Adapted(*like, tf.TensorSpec([size], config.dtype)),
+            Adapted(like[0], like[1], tf.TensorSpec([size], config.dtype)),
         )
         return tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [count, *tensor.shape[2:]]), adapted)
 

@@ -122,8 +122,9 @@ def test_adapt_and_predict_for_a_users_own_images(algorithm, folder):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_flags_of_other_algorithms_are_refused(algorithm):
     """At their default, too: a flag that is given is meant."""
+    given = {"distance": "l2"} if algorithm == "maml" else {"num_updates": 1}
     with pytest.raises(UserError, match=rf"has no meaning with --algorithm={algorithm}; it is for "):
-        Config.from_flags({"algorithm": algorithm} | ({"distance": "l2"} if algorithm == "maml" else {"num_updates": 1}))
+        Config.from_flags({"algorithm": algorithm} | given)
 
 
 def test_siblings_have_folders_of_their_own_and_no_sinusoid():
