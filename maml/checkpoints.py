@@ -20,7 +20,7 @@ from maml.errors import UserError
 from maml.files import sync, write_text
 from maml.interface import TrainState
 from maml.networks import Weights
-from maml.optimizer import AdamState
+from maml.optimizer import AdamState, adam_init
 
 KEEP = 10
 UNFINISHED = ".saving-"
@@ -194,7 +194,7 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
 
     weights = read("", template.weights)
     if "training/iteration" not in tensors:
-        fresh = template._replace(weights=weights)
+        fresh = TrainState(weights, adam_init(template.pretrain.m), adam_init(template.metatrain.m))
         return fresh, Progress(checkpoint.iteration, np.zeros([0, 2]), -np.inf)
 
     def read_adam(section: str, like: AdamState) -> AdamState:
