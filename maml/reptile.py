@@ -244,14 +244,12 @@ class Reptile:
             results = [(self.forward(inputa, before), labela), (self.predict(fast, inputa, inputb), labelb)]
             if columns == 3:
                 results.append((self.predict_alone(fast, inputa, inputb), labelb))
-            measures = {"loss": [self.loss_func(*result) for result in results]}
-            if self.config.classification:
-                measures["accuracy"] = [losses.accuracy(*result) for result in results]
-            return {name: tf.stack(values, 1) for name, values in measures.items()}
+            measures = {"loss": self.loss_func, "accuracy": losses.accuracy}
+            return {name: tf.stack([of(*result) for result in results], 1) for name, of in measures.items()}
 
         size = part_size(self.network, *episodes.inputa.shape[:2])
-        like = dict.fromkeys(["loss", "accuracy"][: 1 + self.config.classification], tf.zeros([size, columns]))
-        parts = map_parts(of_part, episodes, size, tf.nest.map_structure(lambda t: tf.cast(t, self.config.dtype), like))
+        like = dict.fromkeys(("loss", "accuracy"), tf.TensorSpec([size, columns], self.config.dtype))
+        parts = map_parts(of_part, episodes, size, like)
         return {name: tf.reshape(values, [-1, columns]) for name, values in parts.items()}
 
 
