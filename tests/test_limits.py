@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import tensorflow as tf
 
-from maml.config import Config
+from maml.config import Config, users
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.memory import check_memory, least_memory
@@ -49,11 +49,13 @@ def test_past_a_limit(here, capsys, flags):
 
 @pytest.mark.parametrize("name", [name for name in INTEGERS if name not in SINUSOID_HAS_NONE])
 def test_at_a_limit(name):
-    lowest = max(int(least(name)), 1)
-    assert getattr(Config.from_flags({name: lowest}), name) == lowest
+    """With the first algorithm that uses the flag; what is unrolled or drawn for every step has limits of its own."""
+    lowest, algorithm = max(int(least(name)), 1), users(name)[0]
+    assert getattr(Config.from_flags({"algorithm": algorithm, name: lowest}), name) == lowest
     most = next(field.metadata["most"] for field in dataclasses.fields(Config) if field.name == name)
-    assert most == (1000 if name.endswith("num_updates") else 2**31 - 1)
-    assert getattr(Config.from_flags({name: most}), name) == most
+    unrolled = ("num_updates", "test_num_updates", "unrolling_steps")
+    assert most == (1000 if name in unrolled else 10_000 if "inner_" in name else 2**31 - 1)
+    assert getattr(Config.from_flags({"algorithm": algorithm, name: most}), name) == most
 
 
 @pytest.mark.parametrize(
