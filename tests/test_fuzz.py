@@ -19,6 +19,7 @@ from maml.errors import UserError
 
 SHORT = settings(max_examples=100, deadline=None)
 FIELDS = [field.name for field in dataclasses.fields(Config)]
+NAMES = ["a" * 100]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
@@ -66,8 +67,14 @@ def test_run_records_with_some_bytes_changed(tmp_path_factory, data):
     read_run(tmp_path_factory.getbasetemp(), bytes(record))
 
 
-def test_a_run_record_nested_too_deep(tmp_path):
-    for data in (b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'{"config":{"seed":' + b"9" * 4000 + b"}}"):
+def test_run_records_nested_too_deep_with_long_numbers_or_line_breaks(tmp_path):
+    for data in (
+        b"[" * 100_000,
+        b'{"config": {"norm": "a\\nb"}}',
+        b'{"a":' * 100_000,
+        b"9" * 5000,
+        b'{"config":{"seed":' + b"9" * 4000 + b"}}",
+    ):
         read_run(tmp_path, data)
 
 
@@ -93,13 +100,17 @@ def test_pickles_with_some_bytes_changed(data):
 def test_caches_with_some_bytes_changed(tmp_path_factory, data):
     """A cache whose header was changed is not used; one whose pixels were changed has its size and facts."""
     place = str(tmp_path_factory.getbasetemp() / "x.images")
-    cache.store([place], "key", np.arange(12, dtype=np.uint8).reshape(3, 4), {"names": ["a"]})
+    cache.store([place], "key", np.arange(12, dtype=np.uint8).reshape(3, 4), {"names": NAMES})
     with open(place, "rb") as file:
         changed = bytearray(file.read())
-    changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    position = data.draw(st.integers(0, len(changed) - 1))
+    if data.draw(st.booleans()):
+        del changed[position:]
+    else:
+        changed[position] = data.draw(st.integers(0, 255))
     with open(place, "wb") as file:
-        file.write(changed[: data.draw(st.integers(0, len(changed)))])
+        file.write(changed)
     found = cache.load(place, "key")
     if found is not None:
         assert found[0].shape == (3, 4)
-        assert found[1] == {"names": ["a"]}
+        assert found[1] == {"names": NAMES}

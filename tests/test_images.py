@@ -492,6 +492,11 @@ def test_too_few_images():
     )
 
 
+def test_a_name_cannot_break_the_line_or_colour_the_screen():
+    split = split_of([1, 1])._replace(names=("a\x1b[31m\nb\udcff", "c"))
+    assert "in class a\\x1b[31m\\nb\\udcff, and" in refusal(check_enough, split, "folder train", 2, 5, 15)
+
+
 def test_long_lists_are_cut():
     assert image_files.listed(["a", "b"]) == "a, b"
     assert image_files.listed([str(number) for number in range(9)]) == "0, 1, 2, 3, 4 and 4 more"
