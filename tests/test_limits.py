@@ -15,6 +15,8 @@ from tests.image_fixtures import write_class_folders
 INTEGERS = [field.name for field in dataclasses.fields(Config) if field.type is int]
 NUMBERS = [field.name for field in dataclasses.fields(Config) if field.type is float]
 SINUSOID_HAS_NONE = ("num_filters", "image_size", "channels")
+MOST = dict.fromkeys(("num_updates", "test_num_updates", "unrolling_steps"), 1000)
+MOST |= dict.fromkeys(("inner_iters", "inner_batch", "eval_inner_iters", "eval_inner_batch"), 10_000)
 
 
 def least(name: str) -> float:
@@ -25,6 +27,7 @@ PAST = [f"--{name}={value}" for name in INTEGERS for value in (2**31, 10**30, in
 PAST += [f"--{name}={value}" for name in INTEGERS for value in ("nan", "1e3", "1.5", "", "two", "0x", "--")]
 PAST += [f"--{name}={value}" for name in NUMBERS for value in ("nan", "inf", "-inf", "1e39", "-1e39", "1e999", "", "x")]
 PAST += ["--num_updates=1001", "--test_num_updates=1001", "--test_num_updates=0", "--query_size=0", "--val_interval=0"]
+PAST += [f"--algorithm=reptile --{name}=1.01" for name in ("meta_step", "meta_step_final")]
 PAST += ["--norm=batch", "--conv=maybe", "--datasource=cifar", "--dtype=bfloat16", "--on_nan=ignore", "--nosuch=1"]
 PAST += [f"--datasource=folder --data_dir=photos --image_size={size}" for size in (0, 15, 1025)]
 PAST += [f"--datasource=folder --data_dir=photos --channels={channels}" for channels in (0, 2, 4)]
@@ -49,13 +52,11 @@ def test_past_a_limit(here, capsys, flags):
 
 @pytest.mark.parametrize("name", [name for name in INTEGERS if name not in SINUSOID_HAS_NONE])
 def test_at_a_limit(name):
-    """With the first algorithm that uses the flag; what is unrolled or drawn for every step has limits of its own."""
     lowest, algorithm = max(int(least(name)), 1), users(name)[0]
-    assert getattr(Config.from_flags({"algorithm": algorithm, name: lowest}), name) == lowest
     most = next(field.metadata["most"] for field in dataclasses.fields(Config) if field.name == name)
-    unrolled = ("num_updates", "test_num_updates", "unrolling_steps")
-    assert most == (1000 if name in unrolled else 10_000 if "inner_" in name else 2**31 - 1)
-    assert getattr(Config.from_flags({"algorithm": algorithm, name: most}), name) == most
+    assert most == MOST.get(name, 2**31 - 1)
+    for value in (lowest, most):
+        assert getattr(Config.from_flags({"algorithm": algorithm, name: value}), name) == value
 
 
 @pytest.mark.parametrize(
