@@ -11,10 +11,13 @@ SEEN: list[str] = []
 WATCHING = [False]
 
 
-def _hook(event: str, arguments: tuple) -> None:
-    """Every socket, look-up of a name and connection that Python code asks for."""
-    if WATCHING[0] and event.startswith("socket."):
-        SEEN.append(f"{event} {arguments}")
+def _hook(event: str, arguments: tuple, watching: list = WATCHING, seen: list = SEEN) -> None:
+    """Every socket, look-up of a name and connection that Python code asks for.
+
+    Names of the module are gone when the interpreter ends, and hooks are not: hence the defaults.
+    """
+    if watching[0] and event.startswith("socket."):
+        seen.append(f"{event} {arguments}")
 
 
 @pytest.fixture
