@@ -15,7 +15,8 @@ from tests.image_fixtures import write_class_folders
 
 ITERATIONS = 20
 FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "norm": "None"}
-FLAGS |= {"num_updates": 2, "meta_batch_size": 2, "metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
+FLAGS |= {"num_updates": 2, "test_num_updates": 2, "meta_batch_size": 2}
+FLAGS |= {"metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
 
 
 @pytest.fixture(scope="module")
