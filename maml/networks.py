@@ -73,6 +73,12 @@ class Network:
         )
 
     @property
+    def largest_matrix(self) -> int:
+        """Numbers in the largest matrix of a fully connected network."""
+        sizes = [self.dim_input, *self.dim_hidden, self.dim_output]
+        return max(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(sizes))
+
+    @property
     def map_size(self) -> int:
         """Height and width of the last block's map."""
         size = self.image_size
@@ -192,9 +198,9 @@ def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=Non
     """Hidden layers (affine, normalise, ReLU), then an affine output layer."""
     layers = len(network.dim_hidden) + 1
     for i in range(1, layers):
-        hidden = inp @ weights[f"w{i}"] + weights[f"b{i}"][:, None]
+        hidden = ops.product(inp, weights[f"w{i}"]) + weights[f"b{i}"][:, None]
         inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
-    return inp @ weights[f"w{layers}"] + weights[f"b{layers}"][:, None]
+    return ops.product(inp, weights[f"w{layers}"]) + weights[f"b{layers}"][:, None]
 
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:

@@ -1,11 +1,12 @@
-"""The operations of the convolutional network for many tasks at once, exact to second order.
+"""The operations of the networks for many tasks at once, exact to second order.
 
-The tasks of a batch are the groups of grouped convolutions: inside the network activations are
-[examples, height, width, tasks · channels], task-major. One kernel call then serves all tasks,
-and a statistic of one channel over [examples, height, width] is a statistic of one task.
+The tasks of a batch are the groups of grouped convolutions: inside the convolutional network
+activations are [examples, height, width, tasks · channels], task-major. One kernel call then
+serves all tasks, and a statistic of one channel over [examples, height, width] is a statistic
+of one task.
 
-Every operation can be differentiated twice, and no more often: a meta-gradient needs no third
-derivative. `tests/test_central_differences.py` proves it in float64.
+Every operation can be differentiated twice; the convolutional network's no more often: a
+meta-gradient needs no third derivative. `tests/test_central_differences.py` proves it in float64.
 """
 
 import functools
@@ -17,6 +18,44 @@ import tensorflow as tf
 fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 NOBODY = 9  # larger than any position in a window
+
+# Up to so many examples and numbers in the result, XLA sums outer products faster than it multiplies matrices.
+FEW_EXAMPLES = 20
+SMALL_MATRIX = 10_000
+
+
+@tf.custom_gradient
+def product(inp: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """The product of every task's examples with the task's own matrix.
+
+    It, its gradient by the input and its gradient by the matrix are one another's derivatives, so
+    that each is written once, in the way that is fastest for few examples.
+
+    Args:
+        inp: [tasks, examples, in].
+        weight: [tasks, in, out].
+
+    Returns:
+        [tasks, examples, out].
+    """
+    return tf.matmul(inp, weight), lambda dout: (_product_back(dout, weight), _outer(inp, dout))
+
+
+@tf.custom_gradient
+def _product_back(dout, weight):
+    """The gradient of `product` by its input, [tasks, examples, in]."""
+    return tf.matmul(dout, weight, transpose_b=True), lambda u: (product(u, weight), _outer(u, dout))
+
+
+@tf.custom_gradient
+def _outer(inp, dout):
+    """The gradient of `product` by its matrix, the sum of the examples' outer products: [tasks, in, out]."""
+    examples, fan_in, fan_out = inp.shape[1], inp.shape[2], dout.shape[2]
+    if examples is not None and examples <= FEW_EXAMPLES and max(fan_in, fan_out) < fan_in * fan_out <= SMALL_MATRIX:
+        total = tf.reduce_sum(inp[:, :, :, None] * dout[:, :, None], 1)
+    else:
+        total = tf.matmul(inp, dout, transpose_a=True)
+    return total, lambda u: (_product_back(dout, u), product(inp, u))
 
 
 def to_groups(inp: tf.Tensor) -> tf.Tensor:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.networks import Network
+from maml.ops import SMALL_MATRIX
 
 # Numbers in the first map of the support sets of a part; measured with 1 MiB of second-level cache a core.
 CACHED_MAP = 900_000
@@ -56,13 +57,23 @@ def map_parts(compute: Callable[[Any], Any], batch: Any, size: int, like: Any) -
 def set_up_threads(config: Config) -> None:
     """Leaves every kernel only the cores that the parts of a batch, side by side, do not need.
 
+    The kernels of a small fully connected network do not need a second core either: handing work over
+    takes longer than the work.
+
     Call it at the start of a program; it changes nothing once TensorFlow computes, on a GPU, or
     where TF_NUM_INTRAOP_THREADS is set.
     """
-    if not config.convolutional or tf.config.list_physical_devices("GPU") or "TF_NUM_INTRAOP_THREADS" in os.environ:
+    network = Network.from_config(config)
+    small = network.kind == "fc" and network.largest_matrix <= SMALL_MATRIX
+    if (
+        not (config.convolutional or small)
+        or tf.config.list_physical_devices("GPU")
+        or "TF_NUM_INTRAOP_THREADS" in os.environ
+    ):
         return
     with contextlib.suppress(RuntimeError):  # already computing
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, _cores() // config.meta_batch_size))
+        threads = 1 if small else max(1, _cores() // config.meta_batch_size)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 def _cores() -> int:
