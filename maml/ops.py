@@ -18,6 +18,7 @@ import tensorflow as tf
 fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 NOBODY = 9  # larger than any position in a window
+MOST_NEIGHBOURS = 10  # in a partial sum; measured
 
 # Up to so many examples and numbers in the result, XLA sums outer products faster than it multiplies matrices.
 FEW_EXAMPLES = 20
@@ -133,23 +134,21 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
 
     @tf.custom_gradient
     def op(x, shift):
-        mean = _mean(x)
-        r = tf.math.rsqrt(_mean(_squared_distance(x, mean)) + tf.constant(epsilon, x.dtype))
-        out, winner = _forward(x, mean, r, shift, window)
         rows = math.prod(x.shape[:3])
-        share = math.prod(out.shape[:3]) / rows  # the mean of Pᵀq is this share of the mean of q
+        mean = _sum(x) / rows
+        r = tf.math.rsqrt(_sum(_squared_distance(x, mean)) / rows + tf.constant(epsilon, x.dtype))
+        out, winner = _forward(x, mean, r, shift, window)
 
         def gradient(dout):
             @tf.custom_gradient
             def first(dout, x):
-                q, q_y = _passed(dout, winner, out, shift)
-                a, b = share * _mean(q), share * _mean(q_y)
+                a, b = (_sum(sums) / rows for sums in _passed(dout, winner, out, shift))
                 dx = _first_pass(dout, winner, x, mean, r, a, b, window)
 
                 def second(u, u_shift):
-                    c, d = _mean(u), _mean(_times_y(u, x, mean, r))
+                    c, d = (_sum(sums) / rows for sums in _with_y(u, x, mean, r))
                     ddout, e_terms = _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window)
-                    e = share * _mean(e_terms)
+                    e = _sum(e_terms) / rows
                     terms = (r * r * d, 2 * r * r * b * d - r * e, r * r * (a * d + b * c), r * r * b)
                     return ddout, _second_pass(dout, winner, x, u, mean, r, terms, window)
 
@@ -170,15 +169,25 @@ def max_pool(inp: tf.Tensor) -> tf.Tensor:
     return functools.reduce(tf.maximum, _windows(inp, 2))
 
 
-def _mean(x: tf.Tensor) -> tf.Tensor:
-    """Mean of every channel, [channels]; a product with ones is the fastest such sum on a CPU."""
+def _sum(x: tf.Tensor) -> tf.Tensor:
+    """Sum of every channel, [channels]; a product with ones is the fastest on a CPU."""
     x = tf.reshape(x, [-1, x.shape[-1]])
-    return tf.reshape(tf.ones([1, x.shape[0]], x.dtype) @ x, [x.shape[1]]) / x.shape[0]
+    return tf.reshape(tf.ones([1, x.shape[0]], x.dtype) @ x, [x.shape[1]])
+
+
+def _partial_sums(x: tf.Tensor) -> tf.Tensor:
+    """Sums of every channel over a few neighbours, [n, channels], for `_sum` to finish.
+
+    XLA is fast at these, and what they are sums of need not be written; at longer ones it is slow.
+    """
+    rows = math.prod(x.shape[:-1])
+    few = next(count for count in range(MOST_NEIGHBOURS, 0, -1) if rows % count == 0)
+    return tf.reduce_sum(tf.reshape(x, [rows // few, few, x.shape[-1]]), 1)
 
 
 @fused
 def _squared_distance(x, mean):
-    return tf.square(x - mean)
+    return _partial_sums(tf.square(x - mean))
 
 
 @fused
@@ -196,12 +205,12 @@ def _forward(x, mean, r, shift, window):
 @fused
 def _passed(dout, winner, out, shift):
     q = tf.where(winner < NOBODY, dout, tf.zeros([], dout.dtype))
-    return q, q * (out - shift)
+    return _partial_sums(q), _partial_sums(q * (out - shift))
 
 
 @fused
-def _times_y(u, x, mean, r):
-    return u * ((x - mean) * r)
+def _with_y(u, x, mean, r):
+    return _partial_sums(u), _partial_sums(u * ((x - mean) * r))
 
 
 @fused
@@ -217,7 +226,7 @@ def _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window):
     for position, member in enumerate(_windows(u, window)):
         selected = tf.where(winner == position, member, selected)
     along = tf.where(winner < NOBODY, r * (selected - c - d * (out - shift)), zero)
-    return along + tf.where(winner < NOBODY, u_shift, zero), along * dout
+    return along + tf.where(winner < NOBODY, u_shift, zero), _partial_sums(along * dout)
 
 
 @fused
