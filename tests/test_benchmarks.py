@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -166,8 +167,22 @@ def test_speed_writes_its_report(tmp_path, monkeypatch, capsys):
     assert "toy: plain" in capsys.readouterr().out
 
 
+class Sleeper:
+    """Stands in for a `Worker` and computes nothing; each takes longer than the one before it."""
+
+    made = 0
+
+    def __init__(self, formulation: str, config: Config):
+        build(formulation, config, random_data(config))
+        Sleeper.made += 1
+        self.run = functools.partial(time.sleep, 0.002 * Sleeper.made)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def test_growth_writes_its_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "Worker", InThisProcess)
+    monkeypatch.setattr(growth, "Worker", Sleeper)
     monkeypatch.setattr(growth, "SETTINGS", {"omniglot_5w1s": ALL["toy"]})
     monkeypatch.setattr(growth, "FACTORS", {"meta_batch_size": (2,), "num_updates": (1, 2)})
     assert growth.main(["--repetitions", "1", "--output", str(tmp_path)]) == 0
