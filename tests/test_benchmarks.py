@@ -28,7 +28,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "norm"), KINDS)
 def test_the_official_structure_gives_our_meta_loss_and_meta_gradient(kind, norm):
-    model = tiny_model(kind, norm, num_updates=2)
+    model = tiny_model(kind, norm, num_updates=2 if kind in ("sinusoid", "fc") else 1)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
     loss, gradient = model.meta_gradient(weights, episodes)
     official = tf.function(
