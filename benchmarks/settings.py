@@ -73,7 +73,8 @@ SETTINGS = {
 TOY = {
     "toy": Setting(
         "a toy, to try the program (Omniglot 2-way 1-shot, 2 tasks, 1 step, 2 filters)",
-        OMNIGLOT | {"meta_batch_size": 2, "update_batch_size": 1, "num_classes": 2, "num_filters": 2},
+        OMNIGLOT
+        | {"meta_batch_size": 2, "update_batch_size": 1, "num_classes": 2, "num_filters": 2, "test_num_updates": 1},
         classes=4,
         images=4,
         window=4,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "norm"), KINDS)
 def test_the_official_structure_gives_our_meta_loss_and_meta_gradient(kind, norm):
-    model = tiny_model(kind, norm, num_updates=2)
+    model = tiny_model(kind, norm, num_updates=2 if kind in ("sinusoid", "fc") else 1)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
     loss, gradient = model.meta_gradient(weights, episodes)
     official = tf.function(
@@ -166,8 +167,22 @@ def test_speed_writes_its_report(tmp_path, monkeypatch, capsys):
     assert "toy: plain" in capsys.readouterr().out
 
 
+class Sleeper:
+    """Stands in for a `Worker` and computes nothing; each takes longer than the one before it."""
+
+    made = 0
+
+    def __init__(self, formulation: str, config: Config):
+        build(formulation, config, random_data(config))
+        Sleeper.made += 1
+        self.run = functools.partial(time.sleep, 0.002 * Sleeper.made)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def test_growth_writes_its_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "Worker", InThisProcess)
+    monkeypatch.setattr(growth, "Worker", Sleeper)
     monkeypatch.setattr(growth, "SETTINGS", {"omniglot_5w1s": ALL["toy"]})
     monkeypatch.setattr(growth, "FACTORS", {"meta_batch_size": (2,), "num_updates": (1, 2)})
     assert growth.main(["--repetitions", "1", "--output", str(tmp_path)]) == 0

@@ -38,13 +38,13 @@ def released(tmp_path, monkeypatch):
     return tmp_path / "released" / EXP_STRING
 
 
-@pytest.mark.parametrize("which", [(), ("--test_iter=59000",)])
-def test_the_official_command_tests_it(released, which):
-    flags = ("--train=False", "--test_set=True", "--logdir=released", "--test_tasks=4", *which)
+@pytest.mark.parametrize(("given", "columns"), [((), 11), (("--test_iter=59000", "--test_num_updates=1"), 2)])
+def test_the_official_command_tests_it(released, given, columns):
+    flags = ("--train=False", "--test_set=True", "--logdir=released", "--test_tasks=4", *given)
     assert run_here(*OFFICIAL_COMMAND, *flags) == 0
     record = json.loads((released / "test_ubs1_stepsize0.01.json").read_text())
     assert record["checkpoint"] == "model59000"
-    assert len(record["mean"]) == 11
+    assert len(record["mean"]) == columns
 
 
 def test_a_missing_iteration_is_one_line(released, capsys):
