@@ -54,6 +54,13 @@ BREAKAGES = [
         SECOND,
     ),
     Breakage(
+        "second derivative of a matrix product without its path through the examples",
+        "maml/ops.py",
+        "return total, lambda u: (_product_back(dout, u), product(inp, u))",
+        "return total, lambda u: (tf.zeros_like(inp), product(inp, u))",
+        (*SECOND, "ops"),
+    ),
+    Breakage(
         "beta adapted in the inner loop",
         "maml/maml.py",
         "theta = {name: weight for name, weight in weights.items() if is_adapted(name)}",
