@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from maml.interface import Column
 from maml.networks import Weights
@@ -58,12 +60,18 @@ class SummaryWriter:
             main: the column that is what training minimises; `loss/Post-update` is its value.
             iteration: the horizontal axis.
         """
+        if not self._enabled:
+            return
+        # One record for all: tf.summary.scalar takes a third of a millisecond each, a sinusoid's update less.
+        record = Summary()
+        for name, values in measures.items():
+            means = values.mean(0)
+            tags = {CURVE.format(name=name): means[main]}
+            tags |= {f"{name}/{column.tag}": value for column, value in zip(columns, means, strict=True)}
+            for tag, value in tags.items():
+                record.value.extend(scalar_pb(tag, value).value)
         with self._at(split, iteration):
-            for name, values in measures.items():
-                means = values.mean(0)
-                tf.summary.scalar(CURVE.format(name=name), means[main])
-                for column, value in zip(columns, means, strict=True):
-                    tf.summary.scalar(f"{name}/{column.tag}", value)
+            tf.summary.experimental.write_raw_pb(record.SerializeToString())
 
     def histograms(self, weights: Weights, gradients: Weights, iteration: int) -> None:
         """Writes a histogram of every weight that has a gradient, and of that."""
