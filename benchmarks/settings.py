@@ -61,7 +61,7 @@ SETTINGS = {
         MINIIMAGENET | {"update_batch_size": 1},
         classes=64,
         images=600,
-        window=20,
+        window=100,
     ),
     "miniimagenet_5w5s": Setting(
         "miniImageNet 5-way 5-shot (4 tasks, 5 steps, 32 filters, 15 queries)",

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from maml import checkpoints
 from maml.checkpoints import Progress
 from maml.config import Config
-from maml.data_generator import DataGenerator
+from maml.data_generator import DataGenerator, Episodes
 from maml.diagnosis import all_finite, first_non_finite
 from maml.episode_image import draw_episode, episode_rows
 from maml.errors import UserError
@@ -52,18 +52,22 @@ def make_update(model: Algorithm, data: DataGenerator) -> Callable[[TrainState, 
     """
     config = model.config
 
-    def one(state: TrainState, iteration: tf.Tensor) -> tuple[TrainState, tf.Tensor]:
-        episodes = data.episodes("train", iteration, config.meta_batch_size)
-        return model.update(state, episodes, iteration)
+    def episodes_of(iteration: tf.Tensor) -> Episodes:
+        return data.episodes("train", iteration, config.meta_batch_size)
 
     @tf.function(jit_compile=model.compiled, autograph=False)
     def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor, tf.Tensor]:
-        def body(iteration: tf.Tensor, state: TrainState, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
-            state, loss = one(state, iteration)
-            return iteration + 1, state, loss, finite & tf.math.is_finite(loss)
+        # XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
+        ahead = model.compiled
 
-        start = (first, state, tf.constant(0.0, config.dtype), tf.constant(True))
-        _, state, loss, finite = tf.while_loop(
+        def body(iteration: tf.Tensor, drawn: Any, state: TrainState, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
+            state, loss = model.update(state, drawn if ahead else episodes_of(iteration), iteration)
+            drawn = episodes_of(iteration + 1) if ahead else ()
+            return iteration + 1, drawn, state, loss, finite & tf.math.is_finite(loss)
+
+        drawn = episodes_of(first) if ahead else ()
+        start = (first, drawn, state, tf.constant(0.0, config.dtype), tf.constant(True))
+        _, _, state, loss, finite = tf.while_loop(
             lambda iteration, *_: iteration < first + count, body, start, parallel_iterations=1
         )
         # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
