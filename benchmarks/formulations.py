@@ -1,5 +1,6 @@
 """The ways to compute a meta-update that are compared, each ready to be timed."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     RECOMPUTED: {"recompute": True},
     BFLOAT16: {"bfloat16": True},
 }
+JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
+PEERS = {JAX_VMAP: "jax", JAX_MAP: "jax", TORCH_VMAP: "torch", TORCH_LOOP: "torch"}  # and the package of each
 
 UPDATES_IN_A_LOOP = 100  # between two summaries, as training runs the fully connected networks
 
@@ -42,6 +45,8 @@ def build(name: str, config: Config, data: DataGenerator) -> Formulation:
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     if name in (PLAIN, PLAIN_SMALL, WHOLE):
         return _official(config, data, every_step=name == WHOLE)
+    if name in PEERS:
+        return _peer(name, config, data)
     model = MAML(config.replace(**OPTIONS[name]))
     return _in_a_loop(model, data) if model.compiled else _one_a_call(model, data)
 
@@ -70,6 +75,16 @@ def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulat
         return float(losses[config.num_updates - 1] if every_step else losses)
 
     return Formulation(run, 1 if config.classification else 5)
+
+
+def _peer(name: str, config: Config, data: DataGenerator) -> Formulation:
+    """Another library, which only this process needs; many a call where ours makes many and the library can."""
+    library, network = importlib.import_module(f"benchmarks.peer_{PEERS[name]}"), MAML(config).network
+    weights = {key: weight.numpy() for key, weight in network.construct_weights(config.seed).items()}
+    episodes = [tensor.numpy() for tensor in data.episodes("train", 0, config.meta_batch_size)]
+    run = library.make_run(config, network, weights, episodes, vmap=name in (JAX_VMAP, TORCH_VMAP))
+    in_a_loop = UPDATES_IN_A_LOOP if PEERS[name] == "jax" else 5
+    return Formulation(run, 1 if config.convolutional else in_a_loop)
 
 
 def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:

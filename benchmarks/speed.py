@@ -61,15 +61,15 @@ EXPLANATION = """\
 """
 
 
-def agree(losses: dict[str, float]) -> None:
+def agree(losses: dict[str, float], reference: str = PLAIN) -> None:
     """Refuses to compare formulations that do not compute the same meta-loss.
 
     Raises:
-        RuntimeError: a loss differs from the official structure's.
+        RuntimeError: a loss differs from that of the `reference`.
     """
     for name, loss in losses.items():
-        if not abs(loss - losses[PLAIN]) <= AGREEMENT * abs(losses[PLAIN]):
-            raise RuntimeError(f"meta-loss of {name!r} is {loss}, and that of {PLAIN!r} {losses[PLAIN]}")
+        if not abs(loss - losses[reference]) <= AGREEMENT * abs(losses[reference]):
+            raise RuntimeError(f"meta-loss of {name!r} is {loss}, and that of {reference!r} {losses[reference]}")
 
 
 def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) -> dict[str, Any]:

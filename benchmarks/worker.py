@@ -7,6 +7,7 @@ and times one call for every line it reads.
 import json
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -20,8 +21,13 @@ class Worker:
     updates: meta-updates of one call of `run`.
     """
 
-    def __init__(self, formulation: str, config: Config):
-        """Starts the process and waits for its first meta-update."""
+    def __init__(self, formulation: str, config: Config, limit: float = threading.TIMEOUT_MAX):
+        """Starts the process and waits for its first meta-update.
+
+        Raises:
+            TimeoutError: it was not done after `limit` seconds.
+            RuntimeError: the process ended.
+        """
         self._formulation = formulation
         command = [
             sys.executable,
@@ -34,7 +40,16 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.first: dict[str, Any] = self._read()
+        begin, too_long = time.perf_counter(), threading.Timer(limit, self._process.kill)
+        too_long.start()
+        try:
+            self.first: dict[str, Any] = self._read()
+        except RuntimeError:
+            if time.perf_counter() - begin < limit:
+                raise
+            raise TimeoutError(f"no first meta-update of {formulation!r} in {limit:g} s") from None
+        finally:
+            too_long.cancel()
         self.updates: int = self.first.pop("updates")
 
     def run(self) -> None:
