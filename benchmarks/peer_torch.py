@@ -22,7 +22,7 @@ def normalize(inp, weights, layer: int, norm: str):
 
 
 def forward(network: Network, weights, inp):
-    """Outputs [examples, dim_output] of one task's [examples, dim_input]; images are [examples, channels, size, size]."""
+    """Outputs [examples, dim_output] of one task's [examples, dim_input]; images are NCHW."""
     if network.kind == "fc":
         layers = len(network.dim_hidden) + 1
         for i in range(1, layers):
@@ -41,8 +41,10 @@ def forward(network: Network, weights, inp):
     return inp @ weights["w5"] + weights["b5"]
 
 
-def task_loss(config: Config, network: Network, weights, inputa, labela, inputb, labelb, functional: bool):
+def task_loss(config: Config, network: Network, weights, task, functional: bool):
     """One task's query loss after the inner steps; `functional` for `torch.func`, otherwise by autograd's graph."""
+
+    inputa, labela, inputb, labelb = task
 
     def loss(adapted, inp, labels):
         outputs = forward(network, weights | adapted, inp)
@@ -66,14 +68,14 @@ def meta_gradient(config: Config, network: Network, weights, episodes, vmap: boo
     if vmap:
 
         def of_task(*task):
-            return task_loss(config, network, weights, *task, functional=True)
+            return task_loss(config, network, weights, task, functional=True)
 
         loss = torch.func.vmap(of_task)(*episodes).mean()
         loss.backward()
         return loss.detach()
     losses = []
     for task in zip(*episodes, strict=True):  # backward after each, so that only one task's graph is kept
-        loss = task_loss(config, network, weights, *task, functional=False) / len(episodes[0])
+        loss = task_loss(config, network, weights, task, functional=False) / len(episodes[0])
         loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
