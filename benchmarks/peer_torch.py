@@ -43,7 +43,6 @@ def forward(network: Network, weights, inp):
 
 def task_loss(config: Config, network: Network, weights, task, functional: bool):
     """One task's query loss after the inner steps; `functional` for `torch.func`, otherwise by autograd's graph."""
-
     inputa, labela, inputb, labelb = task
 
     def loss(adapted, inp, labels):

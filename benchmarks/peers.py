@@ -33,8 +33,9 @@ TITLES = {
 }
 EXPLANATION = """\
 - Times are medians (and quartiles) over repetitions that take turns, each formulation in a process of its own with its
-  library's default threads ({threads}), float32,
-  on the processor. A meta-update is inner steps, meta-gradient, clipping and Adam. Behind it: how many times as long as ours it takes, the median of the repetitions' ratios.
+  library's default threads ({threads}), float32, on
+  the processor. A meta-update is inner steps, meta-gradient, clipping and Adam. Behind it: how many times as long as
+  ours it takes, the median of the repetitions' ratios.
 - All start with the same weights and episodes, and each gave our meta-loss in this run, to {agreement:g}. Omniglot's
   inner rate is a tenth of the paper's and miniImageNet's 0.0005, images are noise: the cost is the same, and float32's
   rounding, which the paper's rates can grow to a thousandth of the loss, stays small.
