@@ -132,9 +132,7 @@ def per_task(weights: Weights, tasks: int) -> Weights:
     """Gives every adapted weight that the tasks share a leading task axis, the start of fast weights."""
     shared = {"w": 2, "b": 1, "c": 4}  # rank without a task axis: matrices, biases, kernels
     return {
-        name: tf.broadcast_to(weight, [tasks, *weight.shape])
-        if is_adapted(name) and len(weight.shape) == shared[name[0]]
-        else weight
+        name: ops.for_each_task(weight, tasks) if is_adapted(name) and len(weight.shape) == shared[name[0]] else weight
         for name, weight in weights.items()
     }
 
