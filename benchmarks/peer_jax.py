@@ -6,10 +6,10 @@ import numpy as np
 from jax import lax
 
 from maml.config import Config
-from maml.networks import BATCH_NORM_EPSILON, Network, is_adapted
+from maml.maml import GRADIENT_LIMIT
+from maml.networks import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
+from maml.optimizer import BETA_1, BETA_2, EPSILON
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-GRADIENT_LIMIT = 10.0
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -31,7 +31,7 @@ def forward(network: Network, weights, inp):
         return inp @ weights[f"w{layers}"] + weights[f"b{layers}"]
     size, stride = network.image_size, 1 if network.max_pool else 2
     hidden = inp.reshape(-1, size, size, network.channels)
-    for i in range(1, 5):
+    for i in range(1, CONV_BLOCKS + 1):
         hidden = lax.conv_general_dilated(hidden, weights[f"conv{i}"], (stride, stride), "SAME", dimension_numbers=NHWC)
         hidden = jax.nn.relu(normalize(hidden + weights[f"b{i}"], weights, i - 1, network.norm))
         if network.max_pool:

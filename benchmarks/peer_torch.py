@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from maml.config import Config
+from maml.maml import GRADIENT_LIMIT
 from maml.networks import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
-
-GRADIENT_LIMIT = 10.0
 
 
 def normalize(inp, weights, layer: int, norm: str):

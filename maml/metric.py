@@ -5,6 +5,7 @@ the convolutional network of the other algorithms without its head. All tasks ha
 weights, so a task at a time is computed, by plain convolutions.
 """
 
+import abc
 import math
 
 import tensorflow as tf
@@ -21,7 +22,7 @@ LEARNT_SCALE = 10.0  # where a learnt scale starts
 TINY = 1e-12
 
 
-class MetricLearner:
+class MetricLearner(abc.ABC):
     """A learner of an embedding; `construct_weights` and `logits` make it a certain one."""
 
     compiled = False  # XLA's convolutions are slow on the CPU
@@ -38,6 +39,7 @@ class MetricLearner:
             weights["likeness/log_scale"] = tf.constant(math.log(LEARNT_SCALE), self.config.dtype)
         return weights
 
+    @abc.abstractmethod
     def logits(self, weights: Weights, support: tf.Tensor, labels: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
         """What the softmax turns into the queries' class probabilities.
 
@@ -50,7 +52,6 @@ class MetricLearner:
         Returns:
             [tasks, N·Q, N].
         """
-        raise NotImplementedError
 
     def likeness(self, weights: Weights, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
         """How alike embeddings are, times the scale: [tasks, n, dim] and [tasks, m, dim] → [tasks, n, m]."""

@@ -203,6 +203,7 @@ def _partial_sums(x: tf.Tensor) -> tf.Tensor:
 
 @fused
 def _squared_distance(x, mean):
+    """Partial sums of (x − mean)²."""
     return _partial_sums(tf.square(x - mean))
 
 
@@ -220,12 +221,14 @@ def _forward(x, mean, r, shift, window):
 
 @fused
 def _passed(dout, winner, out, shift):
+    """Partial sums of what of dout the ReLU passes, and of its product with y."""
     q = tf.where(winner < NOBODY, dout, tf.zeros([], dout.dtype))
     return _partial_sums(q), _partial_sums(q * (out - shift))
 
 
 @fused
 def _with_y(u, x, mean, r):
+    """Partial sums of u and of u y."""
     return _partial_sums(u), _partial_sums(u * ((x - mean) * r))
 
 
@@ -236,7 +239,10 @@ def _first_pass(dout, winner, x, mean, r, a, b, window):
 
 @fused
 def _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window):
-    """The cotangent of dout, P (r (u − c − d y) + u_shift), and its product with dout but for the shift."""
+    """The cotangent of dout, P (r (u − c − d y) + u_shift), and partial sums of its product with dout.
+
+    The product is without the shift.
+    """
     zero = tf.zeros([], u.dtype)
     selected = zero
     for position, member in enumerate(_windows(u, window)):
