@@ -17,7 +17,6 @@ import tensorflow as tf
 # Fuses passes over memory into one; used for element-wise work only, which is where XLA gains on a CPU.
 fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
-NOBODY = 9  # larger than any position in a window
 MOST_NEIGHBOURS = 10  # in a partial sum; measured
 
 # Up to so many examples and numbers in the result, XLA sums outer products faster than it multiplies matrices.
@@ -137,6 +136,8 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
     With y the standardized x and r = (variance + ε)^−½, let P select each window's largest entry
     where the ReLU passes it, and Pᵀ put it back. For q = Pᵀ dout, a = ⟨q⟩ and b = ⟨q y⟩, the means
     of every channel, the first derivative is dx = r (q − a − b y); `second` differentiates that.
+    Nothing is kept but the input and the output: which entry is the largest is found anew wherever
+    the input is read, because reading is what takes the time.
 
     Args:
         inp: [examples, height, width, channels].
@@ -151,22 +152,22 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
     @tf.custom_gradient
     def op(x, shift):
         rows = math.prod(x.shape[:3])
-        mean = _sum(x) / rows
-        r = tf.math.rsqrt(_sum(_squared_distance(x, mean)) / rows + tf.constant(epsilon, x.dtype))
-        out, winner = _forward(x, mean, r, shift, window)
+        mean, variance = _moments(x)
+        r = tf.math.rsqrt(variance + tf.constant(epsilon, x.dtype))
+        out = _forward(x, mean, r, shift, window)
 
         def gradient(dout):
             @tf.custom_gradient
             def first(dout, x):
-                a, b = (_sum(sums) / rows for sums in _passed(dout, winner, out, shift))
-                dx = _first_pass(dout, winner, x, mean, r, a, b, window)
+                a, b = _means(_passed(dout, out, shift), rows)
+                dx = _first_pass(dout, out, x, mean, r, a, b, window)
 
                 def second(u, u_shift):
-                    c, d = (_sum(sums) / rows for sums in _with_y(u, x, mean, r))
-                    ddout, e_terms = _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window)
-                    e = _sum(e_terms) / rows
+                    c, d = _means(_with_y(u, x, mean, r), rows)
+                    ddout = _derivative_along(u, u_shift, x, out, shift, r, c, d, window)
+                    [e] = _means(_along_terms(ddout, u_shift, dout, out), rows)
                     terms = (r * r * d, 2 * r * r * b * d - r * e, r * r * (a * d + b * c), r * r * b)
-                    return ddout, _second_pass(dout, winner, x, u, mean, r, terms, window)
+                    return ddout, _second_pass(dout, out, x, u, mean, r, terms, window)
 
                 return (dx, rows * a), second
 
@@ -185,76 +186,100 @@ def max_pool(inp: tf.Tensor) -> tf.Tensor:
     return functools.reduce(tf.maximum, _windows(inp, 2))
 
 
+def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of every channel, [channels] each, in one pass over x.
+
+    ⟨(x − p)²⟩ − ⟨x − p⟩² rounds like the variance itself as long as p is near the mean. The mean of the first of n
+    examples is no further from it than √(n − 1) standard deviations.
+    """
+    rows = math.prod(x.shape[:3])
+    near = _sum(x[:1]) / math.prod(x.shape[1:3])
+    distance, square = _means(_distances(x, near), rows)
+    return near + distance, tf.nn.relu(square - tf.square(distance))
+
+
 def _sum(x: tf.Tensor) -> tf.Tensor:
     """Sum of every channel, [channels]; a product with ones is the fastest on a CPU."""
     x = tf.reshape(x, [-1, x.shape[-1]])
     return tf.reshape(tf.ones([1, x.shape[0]], x.dtype) @ x, [x.shape[1]])
 
 
-def _partial_sums(x: tf.Tensor) -> tf.Tensor:
-    """Sums of every channel over a few neighbours, [n, channels], for `_sum` to finish.
+def _means(partial: tf.Tensor, rows: int) -> list[tf.Tensor]:
+    """The means over `rows` neighbours of the maps whose sums `_partial_sums` began, [channels] each."""
+    count, maps, channels = partial.shape
+    sums = _sum(tf.reshape(partial, [count, maps * channels]))
+    return tf.unstack(tf.reshape(sums / rows, [maps, channels]))
+
+
+def _partial_sums(*maps: tf.Tensor) -> tf.Tensor:
+    """Sums of every map and channel over a few neighbours, [n, maps, channels], for `_means` to finish.
 
     XLA is fast at these, and what they are sums of need not be written; at longer ones it is slow.
+    Several maps are one result, so that what they are made of is read once.
     """
-    rows = math.prod(x.shape[:-1])
+    rows, channels = math.prod(maps[0].shape[:-1]), maps[0].shape[-1]
     few = next(count for count in range(MOST_NEIGHBOURS, 0, -1) if rows % count == 0)
-    return tf.reduce_sum(tf.reshape(x, [rows // few, few, x.shape[-1]]), 1)
+    shape = [rows // few, few, 1, channels]
+    return tf.reduce_sum(tf.concat([tf.reshape(numbers, shape) for numbers in maps], 2), 1)
 
 
 @fused
-def _squared_distance(x, mean):
-    """Partial sums of (x − mean)²."""
-    return _partial_sums(tf.square(x - mean))
+def _distances(x, near):
+    """Partial sums of x − near and of its square."""
+    distance = x - near
+    return _partial_sums(distance, tf.square(distance))
 
 
 @fused
 def _forward(x, mean, r, shift, window):
-    """The output, and which member of its window each entry was, int8; `NOBODY` where the ReLU is shut."""
-    members = _windows((x - mean) * r, window)
-    top, winner = members[0], tf.zeros(members[0].shape, tf.int32)
-    for position, member in enumerate(members[1:], start=1):
-        winner = tf.where(member > top, position, winner)  # the first of equals, as in tf.nn.max_pool2d
-        top = tf.maximum(member, top)
-    out = tf.nn.relu(top + shift)
-    return out, tf.cast(tf.where(out > 0, winner, NOBODY), tf.int8)
+    top = functools.reduce(tf.maximum, _windows(x, window))
+    return tf.nn.relu((top - mean) * r + shift)
 
 
 @fused
-def _passed(dout, winner, out, shift):
+def _passed(dout, out, shift):
     """Partial sums of what of dout the ReLU passes, and of its product with y."""
-    q = tf.where(winner < NOBODY, dout, tf.zeros([], dout.dtype))
-    return _partial_sums(q), _partial_sums(q * (out - shift))
+    q = _where_open(out, dout)
+    return _partial_sums(q, q * (out - shift))
 
 
 @fused
 def _with_y(u, x, mean, r):
     """Partial sums of u and of u y."""
-    return _partial_sums(u), _partial_sums(u * ((x - mean) * r))
+    return _partial_sums(u, u * ((x - mean) * r))
 
 
 @fused
-def _first_pass(dout, winner, x, mean, r, a, b, window):
-    return r * (_spread(dout, winner, x.shape, window) - a - b * ((x - mean) * r))
+def _first_pass(dout, out, x, mean, r, a, b, window):
+    return r * (_spread(_where_open(out, dout), x, window) - a - b * ((x - mean) * r))
 
 
 @fused
-def _derivative_along(u, u_shift, dout, winner, out, shift, r, c, d, window):
-    """The cotangent of dout, P (r (u − c − d y) + u_shift), and partial sums of its product with dout.
-
-    The product is without the shift.
-    """
-    zero = tf.zeros([], u.dtype)
-    selected = zero
-    for position, member in enumerate(_windows(u, window)):
+def _derivative_along(u, u_shift, x, out, shift, r, c, d, window):
+    """The cotangent of dout, P (r (u − c − d y) + u_shift)."""
+    members = _windows(u, window)
+    selected, winner = members[0], _winner(x, window)
+    for position, member in enumerate(members[1:], start=1):
         selected = tf.where(winner == position, member, selected)
-    along = tf.where(winner < NOBODY, r * (selected - c - d * (out - shift)), zero)
-    return along + tf.where(winner < NOBODY, u_shift, zero), _partial_sums(along * dout)
+    return _where_open(out, r * (selected - c - d * (out - shift)) + u_shift)
 
 
 @fused
-def _second_pass(dout, winner, x, u, mean, r, terms, window):
+def _along_terms(ddout, u_shift, dout, out):
+    """Partial sums of the product of dout and its cotangent, without the shift."""
+    return _partial_sums(_where_open(out, ddout - u_shift) * dout)
+
+
+@fused
+def _second_pass(dout, out, x, u, mean, r, terms, window):
     of_q, of_y, constant, of_u = terms
-    return of_y * ((x - mean) * r) + constant - of_q * _spread(dout, winner, x.shape, window) - of_u * u
+    q = _spread(_where_open(out, dout), x, window)
+    return of_y * ((x - mean) * r) + constant - of_q * q - of_u * u
+
+
+def _where_open(out: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """The value where the ReLU passed something, zero elsewhere."""
+    return tf.where(out > 0, value, tf.zeros([], value.dtype))
 
 
 def _windows(x: tf.Tensor, window: int) -> list[tf.Tensor]:
@@ -266,13 +291,23 @@ def _windows(x: tf.Tensor, window: int) -> list[tf.Tensor]:
     return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
 
 
-def _spread(q: tf.Tensor, winner: tf.Tensor, shape: tf.TensorShape, window: int) -> tf.Tensor:
-    """Pᵀ q: q at each window's winner, zero elsewhere."""
-    examples, height, width, channels = q.shape
-    zero = tf.zeros([], q.dtype)
+def _winner(x: tf.Tensor, window: int) -> tf.Tensor:
+    """Which member of its window is the largest, [n, height // window, width // window, c]."""
+    members = _windows(x, window)
+    top, winner = members[0], tf.zeros(members[0].shape, tf.int32)
+    for position, member in enumerate(members[1:], start=1):
+        winner = tf.where(member > top, position, winner)  # the first of equals, as in tf.nn.max_pool2d
+        top = tf.maximum(member, top)
+    return winner
+
+
+def _spread(q: tf.Tensor, x: tf.Tensor, window: int) -> tf.Tensor:
+    """Pᵀ of what the ReLU passes: q at the largest entry of each of x's windows, zero elsewhere."""
     if window == 1:
-        return tf.where(winner < NOBODY, q, zero)
-    position = tf.reshape(tf.constant([*range(window**2)], tf.int8), [1, 1, window, 1, window, 1])
-    whole = tf.where(winner[:, :, None, :, None] == position, q[:, :, None, :, None], zero)
+        return q
+    examples, height, width, channels = q.shape
+    position = tf.reshape(tf.range(window**2), [1, 1, window, 1, window, 1])
+    here = _winner(x, window)[:, :, None, :, None] == position
+    whole = tf.where(here, q[:, :, None, :, None], tf.zeros([], q.dtype))
     whole = tf.reshape(whole, [examples, window * height, window * width, channels])
-    return tf.pad(whole, [[0, 0], [0, shape[1] - window * height], [0, shape[2] - window * width], [0, 0]])
+    return tf.pad(whole, [[0, 0], [0, x.shape[1] - window * height], [0, x.shape[2] - window * width], [0, 0]])
