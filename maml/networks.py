@@ -212,15 +212,12 @@ def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=N
 
 
 def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
-    """The four blocks: [tasks, examples, dim_input] → [tasks, examples, map_size, map_size, filters].
-
-    Of a single task they are plain convolutions.
-    """
+    """The four blocks: [tasks, examples, dim_input] → [tasks, examples, map_size, map_size, filters]."""
     tasks, size = inp.shape[0], network.image_size
-    hidden = ops.to_groups(tf.reshape(inp, [tasks, -1, size, size, network.channels]))
+    hidden = tf.reshape(inp, [tasks, -1, size, size, network.channels])
     for block in range(CONV_BLOCKS):
         hidden = conv_block(hidden, weights, block, network, reference)
-    return ops.from_groups(hidden, tasks)
+    return hidden
 
 
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
@@ -231,7 +228,7 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     work: neither changes which entry of a window is the largest.
 
     Args:
-        inp: [examples, height, width, tasks · channels].
+        inp: [tasks, examples, height, width, channels].
         block: 0 to 3; the weights are conv<block + 1>, b<block + 1>.
         reference: see `Network.forward`.
     """
@@ -244,17 +241,16 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
         hidden = ops.conv2d(inp, kernel, stride)
     if network.norm == "batch_norm":
         beta = weights[f"model/{block}/beta"]
-        shift = tf.reshape(tf.broadcast_to(beta, [kernel.shape[0], beta.shape[-1]]), [-1])
-        if reference is None and hidden.shape[0] is not None:
+        shift = tf.reshape(tf.broadcast_to(beta, [kernel.shape[0], beta.shape[-1]]), [-1, 1, 1, 1, beta.shape[-1]])
+        if reference is None and hidden.shape[1] is not None:
             window = 2 if network.max_pool else 1
             return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window)
         # The support set's statistics, or an exported model's unknown number of examples: no second derivative.
-        hidden = tf.nn.relu(_standardize_by(hidden[:reference], hidden, [0, 1, 2]) + shift)
+        hidden = tf.nn.relu(_standardize_by(hidden[:, :reference], hidden, [1, 2, 3]) + shift)
         return ops.max_pool(hidden) if network.max_pool else hidden
-    hidden += tf.reshape(bias, [-1])
+    hidden += bias[:, None, None, None]
     if network.norm == "layer_norm":
-        split = tf.reshape(hidden, [*hidden.shape[:3], kernel.shape[0], -1])
-        hidden = tf.reshape(layer_norm(split, [1, 2, 4], weights, block), hidden.shape)
+        hidden = layer_norm(hidden, [2, 3, 4], weights, block)
     hidden = tf.nn.relu(hidden)
     return ops.max_pool(hidden) if network.max_pool else hidden
 

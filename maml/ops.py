@@ -1,9 +1,6 @@
 """The operations of the networks for many tasks at once, exact to second order.
 
-The tasks of a batch are the groups of grouped convolutions: inside the convolutional network
-activations are [examples, height, width, tasks · channels], task-major. One kernel call then
-serves all tasks, and a statistic of one channel over [examples, height, width] is a statistic
-of one task.
+The maps of the convolutional network are [tasks, examples, height, width, channels].
 
 Every operation can be differentiated twice; the convolutional network's no more often: a
 meta-gradient needs no third derivative. `tests/test_central_differences.py` proves it in float64.
@@ -12,6 +9,7 @@ meta-gradient needs no third derivative. `tests/test_central_differences.py` pro
 import functools
 import math
 
+import numpy as np
 import tensorflow as tf
 
 # Fuses passes over memory into one; used for element-wise work only, which is where XLA gains on a CPU.
@@ -22,6 +20,9 @@ MOST_NEIGHBOURS = 10  # in a partial sum; measured
 # Up to so many examples and numbers in the result, XLA sums outer products faster than it multiplies matrices.
 FEW_EXAMPLES = 20
 SMALL_MATRIX = 10_000
+
+# Numbers in the patches of an example up to which a convolution is a product of them; measured.
+SMALL_PATCHES = 10_000
 
 
 def for_each_task(weight: tf.Tensor, tasks: int) -> tf.Tensor:
@@ -74,60 +75,74 @@ def _outer(inp, dout):
     return total, lambda u: (_product_back(dout, u), product(inp, u))
 
 
-def to_groups(inp: tf.Tensor) -> tf.Tensor:
-    """[tasks, examples, height, width, channels] → [examples, height, width, tasks · channels]."""
-    tasks, _, height, width, channels = inp.shape
-    return tf.reshape(tf.transpose(inp, [1, 2, 3, 0, 4]), [-1, height, width, tasks * channels])
-
-
-def from_groups(inp: tf.Tensor, tasks: int) -> tf.Tensor:
-    """The inverse of `to_groups`."""
-    _, height, width, channels = inp.shape
-    inp = tf.reshape(inp, [-1, height, width, tasks, channels // tasks])
-    return tf.transpose(inp, [3, 0, 1, 2, 4])
-
-
 def conv2d(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     """SAME convolution of every task's examples with the task's own kernel.
 
+    Small ones are one product of all tasks' patches: a convolution would spend its time on bringing
+    each task's kernel into an order of its own. In larger ones the patches would take longer.
+
     Args:
-        inp: [examples, height, width, tasks · in].
+        inp: [tasks, examples, height, width, in].
         kernel: [tasks, 3, 3, in, out].
         stride: in both directions.
 
     Returns:
-        [examples, ceil(height / stride), ceil(width / stride), tasks · out].
+        [tasks, examples, ceil(height / stride), ceil(width / stride), out].
     """
     tasks, *size, filters = kernel.shape
-    if inp.dtype != tf.float64 and _has_grouped_gradients(inp.dtype):
-        kernel = tf.reshape(tf.transpose(kernel, [1, 2, 3, 0, 4]), [*size, tasks * filters])
-        return tf.nn.conv2d(inp, kernel, stride, "SAME")
-    pairs = zip(tf.split(inp, tasks, -1), tf.unstack(kernel), strict=True)
-    return tf.concat([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs], -1)
+    height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
+    fan_in = math.prod(size)
+    if height * width * fan_in > SMALL_PATCHES:
+        pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
+        return tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
+    patches = _patches(tf.reshape(inp, [-1, *inp.shape[2:]]), size[0], stride)
+    out = tf.matmul(tf.reshape(patches, [tasks, -1, fan_in]), tf.reshape(kernel, [tasks, fan_in, filters]))
+    return tf.reshape(out, [tasks, -1, height, width, filters])
 
 
-@functools.cache
-def _has_grouped_gradients(dtype: tf.DType) -> bool:
-    """Whether this machine can differentiate a grouped convolution; on a CPU, oneDNN can."""
+def _patches(inp: tf.Tensor, size: int, stride: int) -> tf.Tensor:
+    """What the windows of a SAME convolution see.
 
-    @tf.function(autograph=False)
-    def probe():
-        inp, kernel = tf.ones([1, 4, 4, 4], dtype), tf.ones([3, 3, 2, 4], dtype)
-        with tf.GradientTape() as tape:
-            tape.watch((inp, kernel))
-            out = tf.nn.conv2d(inp, kernel, 1, "SAME")
-        return tape.gradient(out, (inp, kernel))
+    Args:
+        inp: [n, height, width, channels].
+        size: height and width of the windows.
 
-    try:
-        with tf.init_scope():
-            probe()
-    except (tf.errors.OpError, ValueError):
-        return False
-    return True
+    Returns:
+        [n, windows, size², channels].
+    """
+    _, height, width, channels = inp.shape
+    nothing = height * width  # a cell of zeros behind the others
+    cells = np.arange(nothing).reshape(height, width)
+    cells = np.pad(cells, _padding(inp.shape, size, stride), constant_values=nothing)
+    seen = np.lib.stride_tricks.sliding_window_view(cells, (size, size))[::stride, ::stride].reshape(-1, size**2)
+    # The places where a cell is seen, so that the gradient, too, is gathered; adding up scattered rows is slower.
+    places = [np.flatnonzero(seen == cell) for cell in range(nothing)]
+    most = max(map(len, places))
+    nowhere = seen.size
+    sources = [[where[i] if i < len(where) else nowhere for where in places] for i in range(most)]
+
+    @tf.custom_gradient
+    def gather(inp):
+        cells = tf.pad(tf.reshape(inp, [-1, nothing, channels]), [[0, 0], [0, 1], [0, 0]])
+        return tf.gather(cells, seen, axis=1), put_back
+
+    @tf.custom_gradient
+    def put_back(patches):
+        seen_cells = tf.pad(tf.reshape(patches, [-1, nowhere, channels]), [[0, 0], [0, 1], [0, 0]])
+        total = tf.add_n([tf.gather(seen_cells, source, axis=1) for source in sources])
+        return tf.reshape(total, [-1, height, width, channels]), gather
+
+    return gather(inp)
+
+
+def _padding(shape: tf.TensorShape, size: int, stride: int) -> list[tuple[int, int]]:
+    """Zeros before and after each row and column in a SAME convolution."""
+    totals = [max((math.ceil(length / stride) - 1) * stride + size - length, 0) for length in shape[1:3]]
+    return [(total // 2, total - total // 2) for total in totals]
 
 
 def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, window: int) -> tf.Tensor:
-    """Max pooling of relu((x − mean) / √(variance + ε) + shift), mean and variance of each channel.
+    """Max pooling of relu((x − mean) / √(variance + ε) + shift), mean and variance of each task's channels.
 
     tf.nn.moments would stop the gradient through the mean inside the variance, which leaves first
     derivatives right and second derivatives wrong. Here both are closed forms: tapes would make
@@ -135,23 +150,23 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
 
     With y the standardized x and r = (variance + ε)^−½, let P select each window's largest entry
     where the ReLU passes it, and Pᵀ put it back. For q = Pᵀ dout, a = ⟨q⟩ and b = ⟨q y⟩, the means
-    of every channel, the first derivative is dx = r (q − a − b y); `second` differentiates that.
+    of every task's channels, the first derivative is dx = r (q − a − b y); `second` differentiates that.
     Nothing is kept but the input and the output: which entry is the largest is found anew wherever
     the input is read, because reading is what takes the time.
 
     Args:
-        inp: [examples, height, width, channels].
-        shift: [channels].
+        inp: [tasks, examples, height, width, channels].
+        shift: [tasks, 1, 1, 1, channels].
         epsilon: ε.
         window: height and width of the pooling's windows, VALID; 1: no pooling.
 
     Returns:
-        [examples, height // window, width // window, channels].
+        [tasks, examples, height // window, width // window, channels].
     """
 
     @tf.custom_gradient
     def op(x, shift):
-        rows = math.prod(x.shape[:3])
+        rows = math.prod(x.shape[1:4])
         mean, variance = _moments(x)
         r = tf.math.rsqrt(variance + tf.constant(epsilon, x.dtype))
         out = _forward(x, mean, r, shift, window)
@@ -187,40 +202,41 @@ def max_pool(inp: tf.Tensor) -> tf.Tensor:
 
 
 def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of every channel, [channels] each, in one pass over x.
+    """Mean and variance of every task's channels, [tasks, 1, 1, 1, channels] each, in one pass over x.
 
     ⟨(x − p)²⟩ − ⟨x − p⟩² rounds like the variance itself as long as p is near the mean. The mean of the first of n
     examples is no further from it than √(n − 1) standard deviations.
     """
-    rows = math.prod(x.shape[:3])
-    near = _sum(x[:1]) / math.prod(x.shape[1:3])
-    distance, square = _means(_distances(x, near), rows)
+    near = _sum(x[:, :1]) / math.prod(x.shape[2:4])
+    distance, square = _means(_distances(x, near), math.prod(x.shape[1:4]))
     return near + distance, tf.nn.relu(square - tf.square(distance))
 
 
 def _sum(x: tf.Tensor) -> tf.Tensor:
-    """Sum of every channel, [channels]; a product with ones is the fastest on a CPU."""
-    x = tf.reshape(x, [-1, x.shape[-1]])
-    return tf.reshape(tf.ones([1, x.shape[0]], x.dtype) @ x, [x.shape[1]])
+    """Sum of every task's last axis, [tasks, 1, 1, 1, n]; a product with ones is the fastest on a CPU."""
+    tasks, *others, numbers = x.shape
+    rows = tf.reshape(x, [tasks, math.prod(others), numbers])
+    return tf.reshape(tf.ones([tasks, 1, rows.shape[1]], x.dtype) @ rows, [tasks, 1, 1, 1, numbers])
 
 
 def _means(partial: tf.Tensor, rows: int) -> list[tf.Tensor]:
-    """The means over `rows` neighbours of the maps whose sums `_partial_sums` began, [channels] each."""
-    count, maps, channels = partial.shape
-    sums = _sum(tf.reshape(partial, [count, maps * channels]))
-    return tf.unstack(tf.reshape(sums / rows, [maps, channels]))
+    """The means over `rows` neighbours of the maps whose sums `_partial_sums` began, [tasks, 1, 1, 1, channels] each."""
+    tasks, count, maps, channels = partial.shape
+    means = _sum(tf.reshape(partial, [tasks, count, maps * channels])) / rows
+    return tf.split(means, maps, -1)
 
 
 def _partial_sums(*maps: tf.Tensor) -> tf.Tensor:
-    """Sums of every map and channel over a few neighbours, [n, maps, channels], for `_means` to finish.
+    """Sums of every map and channel over a few neighbours, [tasks, n, maps, channels], for `_means` to finish.
 
     XLA is fast at these, and what they are sums of need not be written; at longer ones it is slow.
     Several maps are one result, so that what they are made of is read once.
     """
-    rows, channels = math.prod(maps[0].shape[:-1]), maps[0].shape[-1]
+    tasks, *others, channels = maps[0].shape
+    rows = math.prod(others)
     few = next(count for count in range(MOST_NEIGHBOURS, 0, -1) if rows % count == 0)
-    shape = [rows // few, few, 1, channels]
-    return tf.reduce_sum(tf.concat([tf.reshape(numbers, shape) for numbers in maps], 2), 1)
+    shape = [tasks, rows // few, few, 1, channels]
+    return tf.reduce_sum(tf.concat([tf.reshape(numbers, shape) for numbers in maps], 3), 2)
 
 
 @fused
@@ -283,16 +299,18 @@ def _where_open(out: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 def _windows(x: tf.Tensor, window: int) -> list[tf.Tensor]:
-    """The members of every window, [n, height // window, width // window, c] each; a rest is dropped."""
+    """The members of every window, [tasks, n, height // window, width // window, c] each; a rest is dropped."""
     if window == 1:
         return [x]
-    height, width = x.shape[1] // window, x.shape[2] // window
-    x = tf.reshape(x[:, : window * height, : window * width], [-1, height, window, width, window, x.shape[3]])
-    return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
+    tasks, _, height, width, channels = x.shape
+    height, width = height // window, width // window
+    whole = x[:, :, : window * height, : window * width]
+    cells = tf.reshape(whole, [tasks, -1, height, window, width, window, channels])
+    return [cells[:, :, :, i, :, j] for i in range(window) for j in range(window)]
 
 
 def _winner(x: tf.Tensor, window: int) -> tf.Tensor:
-    """Which member of its window is the largest, [n, height // window, width // window, c]."""
+    """Which member of its window is the largest, [tasks, n, height // window, width // window, c]."""
     members = _windows(x, window)
     top, winner = members[0], tf.zeros(members[0].shape, tf.int32)
     for position, member in enumerate(members[1:], start=1):
@@ -305,9 +323,10 @@ def _spread(q: tf.Tensor, x: tf.Tensor, window: int) -> tf.Tensor:
     """Pᵀ of what the ReLU passes: q at the largest entry of each of x's windows, zero elsewhere."""
     if window == 1:
         return q
-    examples, height, width, channels = q.shape
-    position = tf.reshape(tf.range(window**2), [1, 1, window, 1, window, 1])
-    here = _winner(x, window)[:, :, None, :, None] == position
-    whole = tf.where(here, q[:, :, None, :, None], tf.zeros([], q.dtype))
-    whole = tf.reshape(whole, [examples, window * height, window * width, channels])
-    return tf.pad(whole, [[0, 0], [0, x.shape[1] - window * height], [0, x.shape[2] - window * width], [0, 0]])
+    tasks, examples, height, width, channels = q.shape
+    position = tf.reshape(tf.range(window**2), [window, 1, window, 1])
+    here = _winner(x, window)[:, :, :, None, :, None] == position
+    whole = tf.where(here, q[:, :, :, None, :, None], tf.zeros([], q.dtype))
+    whole = tf.reshape(whole, [tasks, examples, window * height, window * width, channels])
+    rest = [[0, x.shape[2] - window * height], [0, x.shape[3] - window * width]]
+    return tf.pad(whole, [[0, 0], [0, 0], *rest, [0, 0]])
