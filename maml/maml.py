@@ -17,7 +17,7 @@ from maml import losses
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.interface import Column, TrainState
-from maml.networks import Network, Weights, is_adapted, per_task
+from maml.networks import Network, Weights, is_adapted, per_task, with_own_gradients
 from maml.optimizer import adam_init, adam_update
 from maml.parts import map_parts, part_size
 from maml.recompute import recomputed
@@ -70,7 +70,7 @@ class MAML:
         """One step of gradient descent on the support set: θ' = θ − α ∇_θ L(θ).
 
         Args:
-            weights: θ; adapted weights with a task axis.
+            weights: θ; adapted weights with a task axis, but for kernels that the tasks share.
             inputa, labela: support sets [tasks, N·K, …].
             shots: K, if it is not the config's.
 
@@ -79,10 +79,11 @@ class MAML:
         """
         theta = {name: weight for name, weight in weights.items() if is_adapted(name)}
         with tf.GradientTape() as tape:
-            tape.watch(theta)
-            outputs = self.forward(inputa, weights)
+            used, own = with_own_gradients(theta, inputa.shape[0])
+            tape.watch(own)
+            outputs = self.forward(inputa, weights | used)
             task_losses = self.loss_func(outputs, labela, shots)
-        gradients = tape.gradient(task_losses, theta, unconnected_gradients="zero")
+        gradients = tape.gradient(task_losses, own, unconnected_gradients="zero")
         if self.config.stop_grad:
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
         adapted = {name: weight - self.config.update_lr * gradients[name] for name, weight in theta.items()}

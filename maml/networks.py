@@ -129,12 +129,26 @@ def is_adapted(name: str) -> bool:
 
 
 def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted weight that the tasks share a leading task axis, the start of fast weights."""
-    shared = {"w": 2, "b": 1, "c": 4}  # rank without a task axis: matrices, biases, kernels
-    return {
-        name: ops.for_each_task(weight, tasks) if is_adapted(name) and len(weight.shape) == shared[name[0]] else weight
-        for name, weight in weights.items()
+    """Gives every adapted matrix and bias that the tasks share a leading task axis; kernels stay as they are."""
+    rank = {"w": 2, "b": 1}  # without a task axis
+
+    def of_each_task(name: str, weight: tf.Tensor) -> tf.Tensor:
+        shared = is_adapted(name) and name[0] in rank and len(weight.shape) == rank[name[0]]
+        return ops.for_each_task(weight, tasks) if shared else weight
+
+    return {name: of_each_task(name, weight) for name, weight in weights.items()}
+
+
+def with_own_gradients(theta: Weights, tasks: int) -> tuple[dict[str, tf.Tensor | ops.Shared], Weights]:
+    """Weights for a forward pass, and those by which a tape finds the gradient of every task's loss.
+
+    They are the same, but for kernels that the tasks still share, before the first inner step.
+    """
+    used = {
+        name: ops.Shared(weight, tf.zeros([tasks, *weight.shape], weight.dtype)) if len(weight.shape) == 4 else weight
+        for name, weight in theta.items()
     }
+    return used, {name: weight.own if isinstance(weight, ops.Shared) else weight for name, weight in used.items()}
 
 
 def _seed(seed: int, position: int) -> tf.Tensor:
@@ -235,13 +249,14 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     kernel, bias = weights[f"conv{block + 1}"], weights[f"b{block + 1}"]
     stride = 1 if network.max_pool else 2
     if network.bfloat16:
-        rounded = ops.conv2d(tf.cast(inp, tf.bfloat16), tf.cast(kernel, tf.bfloat16), stride)
+        inp, kernel = tf.nest.map_structure(lambda numbers: tf.cast(numbers, tf.bfloat16), (inp, kernel))
+        rounded = ops.conv2d(inp, kernel, stride)
         hidden = tf.cast(rounded, network.dtype)
     else:
         hidden = ops.conv2d(inp, kernel, stride)
     if network.norm == "batch_norm":
         beta = weights[f"model/{block}/beta"]
-        shift = tf.reshape(tf.broadcast_to(beta, [kernel.shape[0], beta.shape[-1]]), [-1, 1, 1, 1, beta.shape[-1]])
+        shift = tf.reshape(tf.broadcast_to(beta, [inp.shape[0], beta.shape[-1]]), [-1, 1, 1, 1, beta.shape[-1]])
         if reference is None and hidden.shape[1] is not None:
             window = 2 if network.max_pool else 1
             return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window)

@@ -8,6 +8,7 @@ meta-gradient needs no third derivative. `tests/test_central_differences.py` pro
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,8 +32,6 @@ def for_each_task(weight: tf.Tensor, tasks: int) -> tf.Tensor:
     XLA fuses a plain sum of the tasks' gradients with the sum over examples that makes them, into a
     loop that takes ten times as long as both; a sum of matrices that are named one by one it does not.
     """
-    if len(weight.shape) > 2:  # convolutions' kernels
-        return tf.broadcast_to(weight, [tasks, *weight.shape])
 
     @tf.custom_gradient
     def repeat(weight):
@@ -75,29 +74,76 @@ def _outer(inp, dout):
     return total, lambda u: (_product_back(dout, u), product(inp, u))
 
 
-def conv2d(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """SAME convolution of every task's examples with the task's own kernel.
+class Shared(NamedTuple):
+    """A kernel that the tasks still share, with each task's own gradient.
+
+    What is computed with it is dense, and so are the derivatives by `weight`; by `own` a tape finds the gradient that
+    a convolution's result has by the kernel in each task alone. It serves a first derivative by `own`, which can be
+    differentiated by everything else.
+
+    weight: [3, 3, in, out].
+    own: [tasks, 3, 3, in, out], of any value.
+    """
+
+    weight: tf.Tensor
+    own: tf.Tensor
+
+
+def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor:
+    """SAME convolution of every task's examples with the task's own kernel, or with one that is shared.
 
     Small ones are one product of all tasks' patches: a convolution would spend its time on bringing
     each task's kernel into an order of its own. In larger ones the patches would take longer.
 
     Args:
         inp: [tasks, examples, height, width, in].
-        kernel: [tasks, 3, 3, in, out].
+        kernel: [tasks, 3, 3, in, out] or [3, 3, in, out].
         stride: in both directions.
 
     Returns:
         [tasks, examples, ceil(height / stride), ceil(width / stride), out].
     """
-    tasks, *size, filters = kernel.shape
+    if isinstance(kernel, Shared):
+        return _with_own_gradient(conv2d(inp, kernel.weight, stride), inp, kernel.own, stride)
+    tasks, shared = inp.shape[0], len(kernel.shape) == 4
+    *window, filters = kernel.shape[-4:]
     height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
-    fan_in = math.prod(size)
-    if height * width * fan_in > SMALL_PATCHES:
+    together = tf.reshape(inp, [-1, *inp.shape[2:]])
+    if height * width * math.prod(window) <= SMALL_PATCHES:
+        rows = tf.reshape(_patches(together, window[0], stride), [1 if shared else tasks, -1, math.prod(window)])
+        out = tf.matmul(rows, tf.reshape(kernel, [-1, math.prod(window), filters]))
+    elif shared:
+        out = tf.nn.conv2d(together, kernel, stride, "SAME")
+    else:
         pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
-        return tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
-    patches = _patches(tf.reshape(inp, [-1, *inp.shape[2:]]), size[0], stride)
-    out = tf.matmul(tf.reshape(patches, [tasks, -1, fan_in]), tf.reshape(kernel, [tasks, fan_in, filters]))
+        out = tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
     return tf.reshape(out, [tasks, -1, height, width, filters])
+
+
+def _with_own_gradient(out: tf.Tensor, inp: tf.Tensor, own: tf.Tensor, stride: int) -> tf.Tensor:
+    """`out`, that has by `own` the gradient of a convolution of `inp` with each task's own kernel."""
+
+    @tf.custom_gradient
+    def attach(out, own):
+        return tf.identity(out), lambda dout: (dout, _by_kernel(inp, dout, own.shape, stride))
+
+    return attach(out, own)
+
+
+def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: int) -> tf.Tensor:
+    """The gradient of `conv2d` by the tasks' kernels."""
+    tasks, *window, filters = shape
+    if math.prod(dout.shape[2:4]) * math.prod(window) <= SMALL_PATCHES:
+        patches = _patches(tf.reshape(inp, [-1, *inp.shape[2:]]), window[0], stride)
+        rows = tf.reshape(patches, [tasks, -1, math.prod(window)])
+        return tf.reshape(tf.matmul(rows, tf.reshape(dout, [tasks, -1, filters]), transpose_a=True), shape)
+    by_task = [
+        tf.raw_ops.Conv2DBackpropFilter(
+            input=images, filter_sizes=shape[1:], out_backprop=of_task, strides=[1, stride, stride, 1], padding="SAME"
+        )
+        for images, of_task in zip(tf.unstack(inp), tf.unstack(dout), strict=True)
+    ]
+    return tf.stack(by_task)
 
 
 def _patches(inp: tf.Tensor, size: int, stride: int) -> tf.Tensor:
@@ -220,7 +266,7 @@ def _sum(x: tf.Tensor) -> tf.Tensor:
 
 
 def _means(partial: tf.Tensor, rows: int) -> list[tf.Tensor]:
-    """The means over `rows` neighbours of the maps whose sums `_partial_sums` began, [tasks, 1, 1, 1, channels] each."""
+    """The means over `rows` neighbours of what `_partial_sums` began to sum, [tasks, 1, 1, 1, channels] each."""
     tasks, count, maps, channels = partial.shape
     means = _sum(tf.reshape(partial, [tasks, count, maps * channels])) / rows
     return tf.split(means, maps, -1)
