@@ -25,6 +25,10 @@ SMALL_MATRIX = 10_000
 # Numbers in the patches of an example up to which a convolution is a product of them; measured.
 SMALL_PATCHES = 10_000
 
+# Images' patches are the same in every inner step: there, so many in all of a task.
+IMAGE_CHANNELS = 3
+IMAGE_PATCHES = 5_000_000
+
 
 def for_each_task(weight: tf.Tensor, tasks: int) -> tf.Tensor:
     """`tasks` times the same weight, [tasks, …].
@@ -108,12 +112,11 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
     tasks, shared = inp.shape[0], len(kernel.shape) == 4
     *window, filters = kernel.shape[-4:]
     height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
-    together = tf.reshape(inp, [-1, *inp.shape[2:]])
-    if height * width * math.prod(window) <= SMALL_PATCHES:
-        rows = tf.reshape(_patches(together, window[0], stride), [1 if shared else tasks, -1, math.prod(window)])
-        out = tf.matmul(rows, tf.reshape(kernel, [-1, math.prod(window), filters]))
+    if (rows := _rows(inp, window, stride)) is not None:
+        rows = tf.reshape(rows, [1, -1, rows.shape[2]]) if shared else rows
+        out = tf.matmul(rows, tf.reshape(kernel, [-1, rows.shape[2], filters]))
     elif shared:
-        out = tf.nn.conv2d(together, kernel, stride, "SAME")
+        out = tf.nn.conv2d(tf.reshape(inp, [-1, *inp.shape[2:]]), kernel, stride, "SAME")
     else:
         pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
         out = tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
@@ -133,9 +136,7 @@ def _with_own_gradient(out: tf.Tensor, inp: tf.Tensor, own: tf.Tensor, stride: i
 def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: int) -> tf.Tensor:
     """The gradient of `conv2d` by the tasks' kernels."""
     tasks, *window, filters = shape
-    if math.prod(dout.shape[2:4]) * math.prod(window) <= SMALL_PATCHES:
-        patches = _patches(tf.reshape(inp, [-1, *inp.shape[2:]]), window[0], stride)
-        rows = tf.reshape(patches, [tasks, -1, math.prod(window)])
+    if (rows := _rows(inp, window, stride)) is not None:
         return tf.reshape(tf.matmul(rows, tf.reshape(dout, [tasks, -1, filters]), transpose_a=True), shape)
     by_task = [
         tf.raw_ops.Conv2DBackpropFilter(
@@ -144,6 +145,23 @@ def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: i
         for images, of_task in zip(tf.unstack(inp), tf.unstack(dout), strict=True)
     ]
     return tf.stack(by_task)
+
+
+def _rows(inp: tf.Tensor, window: list[int], stride: int) -> tf.Tensor | None:
+    """The patches of every task, [tasks, examples · windows, fan_in], if multiplying them is faster than convolving."""
+    tasks, examples, height, width, channels = inp.shape
+    fan_in = math.prod(window)
+    numbers = math.ceil(height / stride) * math.ceil(width / stride) * fan_in
+    images = channels <= IMAGE_CHANNELS and examples is not None and examples * numbers <= IMAGE_PATCHES
+    if numbers > SMALL_PATCHES and not images:
+        return None
+    together = tf.reshape(inp, [-1, height, width, channels])
+    if channels <= IMAGE_CHANNELS:
+        unit = tf.reshape(tf.eye(fan_in, dtype=inp.dtype), [*window, fan_in])
+        patches = tf.nn.conv2d(together, unit, stride, "SAME")
+    else:
+        patches = _patches(together, window[0], stride)
+    return tf.reshape(patches, [tasks, -1, fan_in])
 
 
 def _patches(inp: tf.Tensor, size: int, stride: int) -> tf.Tensor:
@@ -253,7 +271,9 @@ def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     ⟨(x − p)²⟩ − ⟨x − p⟩² rounds like the variance itself as long as p is near the mean. The mean of the first of n
     examples is no further from it than √(n − 1) standard deviations.
     """
-    near = _sum(x[:, :1]) / math.prod(x.shape[2:4])
+    # A slice of the first axis alone is not copied.
+    first = x[0][:1][None] if x.shape[0] == 1 else x[:, :1]
+    near = _sum(first) / math.prod(x.shape[2:4])
     distance, square = _means(_distances(x, near), math.prod(x.shape[1:4]))
     return near + distance, tf.nn.relu(square - tf.square(distance))
 
@@ -261,8 +281,9 @@ def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _sum(x: tf.Tensor) -> tf.Tensor:
     """Sum of every task's last axis, [tasks, 1, 1, 1, n]; a product with ones is the fastest on a CPU."""
     tasks, *others, numbers = x.shape
-    rows = tf.reshape(x, [tasks, math.prod(others), numbers])
-    return tf.reshape(tf.ones([tasks, 1, rows.shape[1]], x.dtype) @ rows, [tasks, 1, 1, 1, numbers])
+    shape = [math.prod(others), numbers] if tasks == 1 else [tasks, math.prod(others), numbers]
+    ones = tf.ones([*shape[:-2], 1, shape[-2]], x.dtype)
+    return tf.reshape(ones @ tf.reshape(x, shape), [tasks, 1, 1, 1, numbers])
 
 
 def _means(partial: tf.Tensor, rows: int) -> list[tf.Tensor]:

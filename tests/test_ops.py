@@ -39,3 +39,68 @@ def test_product_and_its_derivatives_are_those_of_a_matrix_product(examples, fan
     ours, plain = (second_derivatives(product, inp, weight, u) for product in (ops.product, tf.matmul))
     for value, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+
+
+def own_convolutions(inp, kernel, stride):
+    """One plain convolution a task."""
+    pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
+    return tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
+
+
+def through_an_inner_step(conv2d, shared, inp, kernel, u, stride):
+    """The gradient of each of 2 tasks, and the gradients through a step along it, whose start the tasks share.
+
+    Args:
+        shared: makes of the kernel, for both tasks, what `conv2d` takes and what the inner gradient is taken by.
+    """
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch((inp, kernel))
+        with tf.GradientTape() as inner:
+            start, own = shared(kernel)
+            inner.watch(own)
+            # The inner layer's gradient, too, runs through a kernel that is shared.
+            loss = tf.reduce_sum(tf.sin(conv2d(inp * tf.reduce_sum(conv2d(inp, start, stride)), start, stride)))
+        by_kernel = inner.gradient(loss, own)
+        after = conv2d(inp, kernel - 0.1 * by_kernel, stride)
+        value = tf.reduce_sum(tf.cos(after) * u)
+    return [by_kernel, after, *outer.gradient(value, (inp, kernel))]
+
+
+def in_every_task(kernel):
+    own = tf.repeat(kernel[None], 2, 0)
+    return own, own
+
+
+def with_own_gradient(kernel):
+    own = tf.zeros([2, *kernel.shape], kernel.dtype)
+    return ops.Shared(kernel, own), own
+
+
+@pytest.mark.parametrize("shared", [in_every_task, with_own_gradient])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize(
+    ("channels", "limit"), [(3, 0), (5, 10_000), (5, 0)], ids=["images", "patches", "convolutions"]
+)
+def test_convolution_and_its_derivatives_are_those_of_one_a_task(monkeypatch, channels, limit, size, stride, shared):
+    monkeypatch.setattr(ops, "SMALL_PATCHES", limit)
+    rng = np.random.default_rng(0)
+    shapes = [2, 3, size, size, channels], [3, 3, channels, 4], [2, 3, -(-size // stride), -(-size // stride), 4]
+    inp, kernel, u = (tf.constant(rng.normal(size=shape) / 5) for shape in shapes)
+    assert (ops._rows(inp, [3, 3, channels], stride) is None) == (limit == 0 and channels == 5)
+    ours = through_an_inner_step(ops.conv2d, shared, inp, kernel, u, stride)
+    plain = through_an_inner_step(own_convolutions, in_every_task, inp, kernel, u, stride)
+    for value, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_moments_in_one_pass_are_as_exact_as_float32(tasks, offset):
+    rng = np.random.default_rng(0)
+    x = rng.normal(offset, 1, [tasks, 4, 6, 6, 3]).astype(np.float32)
+    x[:, 0] += 3  # the first example, which the sums start from, is not like the others
+    mean, variance = ops._moments(tf.constant(x))
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean[:, 0, 0, 0], exact.mean((1, 2, 3)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(variance[:, 0, 0, 0], exact.var((1, 2, 3)), rtol=1e-5)
