@@ -61,6 +61,13 @@ BREAKAGES = [
         (*SECOND, "ops"),
     ),
     Breakage(
+        "inner gradients of the first step's kernels summed over the tasks",
+        "maml/ops.py",
+        "(dout, _by_kernel(inp, dout, own.shape, stride))",
+        "(dout, tf.zeros_like(own) + tf.reduce_sum(_by_kernel(inp, dout, own.shape, stride), 0))",
+        (*SECOND, "ops"),
+    ),
+    Breakage(
         "beta adapted in the inner loop",
         "maml/maml.py",
         "theta = {name: weight for name, weight in weights.items() if is_adapted(name)}",
