@@ -277,19 +277,25 @@ def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str, reference
     (transductive), or those of its first `reference` examples. It has a shift but no scale;
     layer-norm has both. A shift or scale is [units], or each task's own, [tasks, units].
     """
-    weights = {name: weight[:, None] if len(weight.shape) == 2 else weight for name, weight in weights.items()}
-    if norm == "batch_norm" and reference is not None:
-        return _standardize_by(inp[:, :reference], inp, [1]) + weights[f"model/{layer}/beta"]
     if norm == "batch_norm":
-        return _standardize(inp, [1], BATCH_NORM_EPSILON) + weights[f"model/{layer}/beta"]
+        shift = _beside(inp, weights[f"model/{layer}/beta"])
+        if reference is not None:
+            return _standardize_by(inp[:, :reference], inp, [1]) + shift
+        return _standardize(inp, [1], BATCH_NORM_EPSILON) + shift
     return layer_norm(inp, [2], weights, layer) if norm == "layer_norm" else inp
 
 
 def layer_norm(inp: tf.Tensor, axes: list[int], weights: Weights, layer: int) -> tf.Tensor:
     """Standardizes every example over `axes`, then scales and shifts its channels, the last axis."""
-    return (
-        _standardize(inp, axes, LAYER_NORM_EPSILON) * weights[f"model/{layer}/gamma"] + weights[f"model/{layer}/beta"]
-    )
+    scale, shift = (_beside(inp, weights[f"model/{layer}/{name}"]) for name in ("gamma", "beta"))
+    return _standardize(inp, axes, LAYER_NORM_EPSILON) * scale + shift
+
+
+def _beside(inp: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """A scale or shift, [units] or each task's own, [tasks, units], in a shape to compute with [tasks, …, units]."""
+    if len(weight.shape) == 1:
+        return weight
+    return tf.reshape(weight, [weight.shape[0], *[1] * (len(inp.shape) - 2), weight.shape[1]])
 
 
 def _standardize(inp: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
