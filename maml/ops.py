@@ -101,7 +101,7 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
 
     Args:
         inp: [tasks, examples, height, width, in].
-        kernel: [tasks, 3, 3, in, out] or [3, 3, in, out].
+        kernel: [tasks, 3, 3, in, out], [3, 3, in, out] or `Shared`.
         stride: in both directions.
 
     Returns:

@@ -104,3 +104,24 @@ def test_moments_in_one_pass_are_as_exact_as_float32(tasks, offset):
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean[:, 0, 0, 0], exact.mean((1, 2, 3)), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(variance[:, 0, 0, 0], exact.var((1, 2, 3)), rtol=1e-5)
+
+
+def test_of_equal_entries_the_first_gets_the_gradient():
+    """Where a picture is saturated, whole windows are equal; the official pooling chooses the first, too."""
+    x = np.random.default_rng(0).normal(size=[1, 2, 4, 4, 3])
+    x[0, :, :2, :2] = x[0, :, :1, :1]
+    x[0, :, 2, 2:] = 3.0
+    shift, u = tf.ones([1, 1, 1, 1, 3], tf.float64), np.random.default_rng(1).normal(size=[2, 2, 2, 3])
+
+    def plain(x):
+        mean, variance = tf.reduce_mean(x, [0, 1, 2, 3]), tf.math.reduce_variance(x, [0, 1, 2, 3])
+        return tf.nn.max_pool2d(tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 0.001) + 1)[0], 2, 2, "VALID")
+
+    gradients = []
+    for function in (lambda x: ops.standardize_relu_pool(x, shift, 0.001, 2)[0], plain):
+        with tf.GradientTape() as tape:
+            inp = tf.constant(x)
+            tape.watch(inp)
+            value = tf.reduce_sum(function(inp) * u)
+        gradients.append(tape.gradient(value, inp))
+    np.testing.assert_allclose(*gradients, rtol=1e-9, atol=1e-11)
