@@ -13,13 +13,13 @@ import contextlib
 import io
 import itertools
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tensorflow as tf
 
@@ -28,13 +28,15 @@ from benchmarks.formulations import BFLOAT16, DEFAULT, FIRST_ORDER, OPTIONS, OUR
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
 from benchmarks.worker import Worker
+from maml import training
 from maml.maml import MAML
 from maml.parts import set_up_threads
-from maml.training import train
 
 AGREEMENT = 1e-3  # relative, of float32 meta-losses
 SECONDS = 20  # of repetitions of a setting, after which they end
 GENERATOR_CALLS = 20
+ITERATIONS = 60_000  # of the training of which some windows are measured, as in the official commands
+WINDOWS, BARE_CALLS = 3, 10  # of the end-to-end rate, and of the bare step after each window
 RESULTS = Path(__file__).parent / "results"
 TITLES = {
     PLAIN: "official structure",
@@ -131,34 +133,61 @@ def measure_generator(setting: Setting, repetitions: int) -> dict[str, Any]:
     return {"episodes_per_second": Spread.of(rates)._asdict()}
 
 
-def measure_training(setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
-    """Iterations a second of `maml.training.train`, summaries, validations and checkpoints on.
+def measure_training(setting: Setting) -> dict[str, Any]:
+    """Iterations a second of `maml.training.train`, with summaries, validations and checkpoints, beside the bare step.
 
-    It trains for two windows, and the second is measured, from checkpoint to checkpoint: then
-    everything is compiled. Where a window is shorter than the default intervals, there are one
-    summary and one checkpoint in it, which is more often than by default, and as many validation
-    tasks an iteration as by default.
+    From checkpoint to checkpoint, after a first window in which everything is compiled; after every
+    window the bare step is measured, so that a disturbance meets both. Where a window is shorter
+    than the default intervals, there are one summary and one checkpoint in it, which is more often
+    than by default, and as many validation tasks an iteration as by default.
     """
     window, default = setting.window, setting.config
     share = min(1.0, window / default.validation_interval)
     config = default.replace(
-        metatrain_iterations=2 * window,
+        metatrain_iterations=ITERATIONS,
         summary_interval=min(window, default.summary_interval),
-        save_interval=min(window, default.save_interval),
+        save_interval=window,
         val_interval=min(window, default.validation_interval),
         val_tasks=max(1, round(share * default.val_tasks)),
     )
     data = random_data(config, setting.classes, setting.images, ("train", "val"))
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
-        if not train(config, MAML(config), data, Path(name)).finished:
-            raise KeyboardInterrupt  # which training hears itself
-        begin, end = (os.stat(f"{name}/model{iteration}.index").st_mtime for iteration in (window, 2 * window))
-    rate = window / (end - begin)
+    bare = formulations.build(OURS, config, data)
+    begin = 0.0
+    windows: list[float] = []
+    steps: list[float] = []
+
+    class Enough(Exception):
+        """As many windows as are measured."""
+
+    def saved(run: training._Training) -> None:
+        nonlocal begin
+        save(run)
+        windows.append((time.perf_counter() - begin) / window)
+        bare.run(bare.updates)
+        start = time.perf_counter()
+        for _ in range(BARE_CALLS):
+            bare.run(bare.updates)
+        steps.append((time.perf_counter() - start) / (BARE_CALLS * bare.updates))
+        if len(windows) > WINDOWS:
+            raise Enough
+        begin = time.perf_counter()
+
+    save = training._Training.save
+    with (
+        tempfile.TemporaryDirectory() as name,
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(training._Training, "save", saved),
+        contextlib.suppress(Enough),
+    ):
+        training.train(config, MAML(config), data, Path(name))
+        raise KeyboardInterrupt  # which training hears itself
+    pairs = list(zip(windows, steps, strict=True))[1:]
     return {
         "training": {
-            "iterations_per_second": rate,
-            "of_the_bare_step": rate * row["seconds"][OURS]["median"],
+            "iterations_per_second": 1 / Spread.of([each for each, _ in pairs]).median,
+            "of_the_bare_step": Spread.of([step / each for each, step in pairs])._asdict(),
             "iterations": window,
+            "windows": len(pairs),
             "val_tasks": config.val_tasks,
         }
     }
@@ -215,8 +244,8 @@ def report(values: dict[str, Any]) -> str:
             f"{row['episodes_per_second']['median']:,.0f}" if "episodes_per_second" in row else "",
             digits(1 / row["seconds"][OURS]["median"]) if "seconds" in row else "",
             digits(row["training"]["iterations_per_second"]) if "training" in row else "",
-            digits(row["training"]["of_the_bare_step"]) if "training" in row else "",
-            f"{row['training']['iterations']}" if "training" in row else "",
+            str(Spread(**row["training"]["of_the_bare_step"])) if "training" in row else "",
+            f"{row['training']['windows']} × {row['training']['iterations']}" if "training" in row else "",
         ]
         for row in rows
     ]
@@ -224,7 +253,8 @@ def report(values: dict[str, Any]) -> str:
     text.append(table([*header, "over iterations"], rates))
     text.append(
         "*Training* is `maml.training.train` with summaries, validations and checkpoints, at least as often as by\n"
-        "default, and with its episodes sampled. Settings without a figure were left out to keep the run short.\n"
+        "default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
+        "of steps in the same process after each window. Without a figure: left out, to keep the run short.\n"
     )
     return "\n".join(text)
 
@@ -239,8 +269,8 @@ def summary(part: dict[str, Any]) -> str:
         return f"{times}{bare}; {part['repetitions']} repetitions; peak memory {memory} MiB"
     if "episodes_per_second" in part:
         return f"generator {part['episodes_per_second']['median']:,.0f} episodes/s"
-    rate, share = part["training"]["iterations_per_second"], part["training"]["of_the_bare_step"]
-    return f"training {digits(rate)} iterations/s, {digits(share)} of the bare rate"
+    rate, share = part["training"]["iterations_per_second"], Spread(**part["training"]["of_the_bare_step"])
+    return f"training {digits(rate)} iterations/s, {share} of the bare rate"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -263,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {
         "steps": lambda name: measure_steps(ALL[name], names, options.repetitions),
         "generator": lambda name: alone(measure_generator, name, options.repetitions),
-        "training": lambda name: alone(measure_training, name, rows[name]) if ALL[name].window else {},
+        "training": lambda name: alone(measure_training, name) if ALL[name].window else {},
     }
     for measure, name in itertools.product(parts.values(), options.settings):
         try:

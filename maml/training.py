@@ -3,9 +3,9 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from maml import checkpoints
 from maml.checkpoints import Progress
 from maml.config import Config
-from maml.data_generator import DataGenerator, Episodes
-from maml.diagnosis import all_finite, first_non_finite
+from maml.data_generator import DataGenerator
+from maml.diagnosis import first_non_finite
 from maml.episode_image import draw_episode, episode_rows
 from maml.errors import UserError
 from maml.evaluation import Evaluator
 from maml.interface import Algorithm, TrainState
-from maml.networks import Weights
+from maml.iterations import MOST_SUMMARIES, Updated, make_gradient, make_update
 from maml.runs import CALL_FIELDS, record_run
 from maml.summaries import SummaryWriter
 
@@ -42,49 +42,6 @@ class Trained(NamedTuple):
     finished: bool
     iterations: int
     seconds: float
-
-
-def make_update(model: Algorithm, data: DataGenerator) -> Callable[[TrainState, tf.Tensor, tf.Tensor], tuple]:
-    """The compiled `update(state, first, count)` → (state, last loss, finite): `count` iterations from `first` on.
-
-    Episodes are sampled inside, so nothing but the state goes in and out. `finite`: whether every
-    loss and everything in the new state is.
-    """
-    config = model.config
-
-    def episodes_of(iteration: tf.Tensor) -> Episodes:
-        return data.episodes("train", iteration, config.meta_batch_size)
-
-    @tf.function(jit_compile=model.compiled, autograph=False)
-    def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> tuple[TrainState, tf.Tensor, tf.Tensor]:
-        # XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
-        ahead = model.compiled
-
-        def body(iteration: tf.Tensor, drawn: Any, state: TrainState, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
-            state, loss = model.update(state, drawn if ahead else episodes_of(iteration), iteration)
-            drawn = episodes_of(iteration + 1) if ahead else ()
-            return iteration + 1, drawn, state, loss, finite & tf.math.is_finite(loss)
-
-        drawn = episodes_of(first) if ahead else ()
-        start = (first, drawn, state, tf.constant(0.0, config.dtype), tf.constant(True))
-        _, _, state, loss, finite = tf.while_loop(
-            lambda iteration, *_: iteration < first + count, body, start, parallel_iterations=1
-        )
-        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
-        return state, loss, finite & all_finite(state)
-
-    return update
-
-
-def make_gradient(model: Algorithm, data: DataGenerator) -> Callable[[Weights, tf.Tensor], Weights]:
-    """The compiled `gradient(weights, iteration)` of an iteration's loss, before clipping and Adam."""
-
-    @tf.function(jit_compile=model.compiled, autograph=False)
-    def gradient(weights: Weights, iteration: tf.Tensor) -> Weights:
-        episodes = data.episodes("train", iteration, model.config.meta_batch_size)
-        return model.gradient(weights, episodes, iteration)[1]
-
-    return gradient
 
 
 def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Progress] | None:
@@ -118,7 +75,8 @@ class _Training:
 
     def __init__(self, config: Config, model: Algorithm, data: DataGenerator, folder: Path):
         self.config, self.model, self.data, self.folder = config, model, data, folder
-        self.update, self.evaluator = make_update(model, data), Evaluator(model, data)
+        self.update = make_update(model, data, config.summary_interval)
+        self.evaluator = Evaluator(model, data)
         self.gradient = make_gradient(model, data)
         fresh = (model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf))
         checkpoints.remove_unfinished(folder)
@@ -142,12 +100,12 @@ class _Training:
             _Interrupt() as interrupt,
             tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar,
         ):
-            while True:
-                if self.iteration > self.start or self.iteration == 0:
-                    self.report()
-                if self.iteration >= config.total_iterations or interrupt.heard:
-                    break
+            if self.iteration == 0:
+                self.summarise([0], self.call(0, 0).measures)
+                self.report()
+            while self.iteration < config.total_iterations and not interrupt.heard:
                 self.advance()
+                self.report()
         if self.iteration > self.start and self.iteration % config.save_interval:
             self.save()
         self.writer.close()
@@ -161,32 +119,43 @@ class _Training:
 
     def advance(self) -> None:
         """Runs iterations up to the next one at which something is due, or for half a second."""
-        config = self.config
-        intervals = [config.summary_interval, config.save_interval, config.validation_interval]
-        due = min(interval - self.iteration % interval for interval in intervals)
-        count = min(due, config.total_iterations - self.iteration, self.per_call)
+        config, done = self.config, self.iteration
+        intervals = [config.print_interval, config.save_interval, config.validation_interval]
+        due = min(interval - done % interval for interval in intervals)
+        room = MOST_SUMMARIES * config.summary_interval - done % config.summary_interval
+        count = min(due, room, config.total_iterations - done, self.per_call)
         begin = time.perf_counter()
-        state, _, finite = self.update(self.state, tf.constant(self.iteration), tf.constant(count))
-        self.state = state if finite else self.one_by_one(count)
-        each = (time.perf_counter() - begin) / count
+        updated = self.call(done, count)
+        if updated.finite:
+            self.go_on(updated, count)
+        else:
+            self.one_by_one(count)
         # The first call compiles; its time says nothing.
-        if self.iteration > self.start:
-            self.per_call = max(1, int(SECONDS_PER_CALL / each))
-        self.iteration += count
-        self.bar.update(count)
+        if done > self.start:
+            self.per_call = max(1, int(SECONDS_PER_CALL * count / (time.perf_counter() - begin)))
 
-    def one_by_one(self, count: int) -> TrainState:
+    def call(self, first: int, count: int) -> Updated:
+        """`count` iterations from `first` on."""
+        return self.update(self.state, tf.constant(first), tf.constant(count))
+
+    def go_on(self, updated: Updated, count: int) -> None:
+        """Takes over what iterations led to, and the summaries on the way."""
+        every, done = self.config.summary_interval, self.iteration
+        self.state, self.iteration = updated.state, done + count
+        self.bar.update(count)
+        self.summarise(range(done + every - done % every, self.iteration + 1, every), updated.measures)
+
+    def one_by_one(self, count: int) -> None:
         """Repeats iterations not all of which were finite; stops at the first that is not, or skips those."""
-        state = self.state
-        for iteration in range(self.iteration, self.iteration + count):
-            updated, _, finite = self.update(state, tf.constant(iteration), tf.constant(1))
-            if finite:
-                state = updated
+        for _ in range(count):
+            updated = self.call(self.iteration, 1)
+            if updated.finite:
+                self.go_on(updated, 1)
             elif self.config.on_nan == "skip":
                 self.skipped += 1
+                self.go_on(self.call(self.iteration + 1, 0), 1)
             else:
-                self.refuse(state, iteration)
-        return state
+                self.refuse(self.state, self.iteration)
 
     def refuse(self, state: TrainState, iteration: int) -> None:
         """Raises UserError that names what is not finite in this iteration."""
@@ -199,10 +168,8 @@ class _Training:
         )
 
     def report(self) -> None:
-        """Summarises, prints, validates and saves, each when it is due."""
+        """Prints, validates and saves, each when it is due."""
         config, iteration = self.config, self.iteration
-        if iteration % config.summary_interval == 0:
-            self.summarise()
         if config.histograms and iteration % config.validation_interval == 0:
             self.draw_histograms()
         if iteration and iteration % config.print_interval == 0 and self.pending:
@@ -212,20 +179,21 @@ class _Training:
         if iteration and iteration % config.save_interval == 0:
             self.save()
 
-    def summarise(self) -> None:
-        """Measures every step on the tasks of the coming update, as the official summaries do."""
-        config = self.config
-        measures = self.evaluator.batch(
-            self.state.weights, "train", self.iteration, config.meta_batch_size, config.evaluation_updates
-        )
-        self.write_measures("train", measures)
-        self.pending.append(self.reported(measures))
+    def summarise(self, iterations: Collection[int], measures: dict[str, tf.Tensor]) -> None:
+        """Writes and notes what was measured after as many iterations: [MOST_SUMMARIES, tasks, columns]."""
+        if not iterations:
+            return
+        arrays = {name: values.numpy() for name, values in measures.items()}
+        for i, iteration in enumerate(iterations):
+            measured = {name: values[i] for name, values in arrays.items()}
+            self.write_measures("train", measured, iteration)
+            self.pending.append(self.reported(measured))
         self.bar.set_postfix_str(" → ".join(f"{value:.3g}" for value in self.pending[-1]), refresh=False)
 
-    def write_measures(self, split: str, measures: dict[str, np.ndarray]) -> None:
+    def write_measures(self, split: str, measures: dict[str, np.ndarray], iteration: int) -> None:
         """Writes measures for TensorBoard."""
         columns = self.model.columns(self.config.evaluation_updates)
-        self.writer.measures(split, measures, columns, self.model.reported[-1], self.iteration)
+        self.writer.measures(split, measures, columns, self.model.reported[-1], iteration)
 
     def reported(self, measures: dict[str, np.ndarray]) -> tuple[float, ...]:
         """Means over the tasks of what is printed: accuracies, for the sinusoid losses."""
@@ -254,7 +222,7 @@ class _Training:
             config.evaluation_updates,
             progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
         )
-        self.write_measures("val", measures)
+        self.write_measures("val", measures, self.iteration)
         if config.log and config.classification and self.tenth_of_run():
             self.draw_episode()
         values = self.reported(measures)

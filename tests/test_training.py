@@ -12,6 +12,7 @@ from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.diagnosis import all_finite
 from maml.errors import UserError
+from maml.evaluation import Evaluator
 from maml.maml import MAML
 
 SMALL = {"norm": "None", "meta_batch_size": 4, "summary_interval": 10, "save_interval": 25, "val_interval": 30}
@@ -85,6 +86,26 @@ def test_iterations_are_the_single_updates_one_after_another(tmp_path):
     trained = train(tmp_path, compiled=True, metatrain_iterations=3)
     for expected, found in zip(tf.nest.flatten(state), tf.nest.flatten(trained.state), strict=True):
         np.testing.assert_allclose(expected, found, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_summaries_measure_the_tasks_of_the_coming_update(tmp_path, monkeypatch, compiled):
+    """Also after an update that was skipped, the 20th; they come from inside the loop, here they are made anew."""
+    monkeypatch.setattr(Spoiled, "at", (19,))
+    monkeypatch.setattr("tests.test_training.DataGenerator", Spoiled)
+    flags = {"save_interval": 10, "metatrain_iterations": 40, "on_nan": "skip"}
+    assert train(tmp_path, compiled, **flags).progress.skipped == 1
+    config, found = Config.from_flags(SMALL | flags), scalars(tmp_path)
+    model = MAML(config)
+    evaluator = Evaluator(model, DataGenerator(config))
+    for checkpoint in checkpoints.list_checkpoints(tmp_path):
+        state, progress = checkpoints.restore(checkpoint, model.init_state())
+        assert state.metatrain.step == progress.iteration - progress.skipped
+        losses = evaluator.batch(state.weights, "train", checkpoint.iteration, 4, config.evaluation_updates)["loss"]
+        shown = [found["train/loss/Pre-update"][checkpoint.iteration]]
+        shown += [found[f"train/loss/Post-update, step {step}"][checkpoint.iteration] for step in range(1, 6)]
+        np.testing.assert_allclose(shown, losses.mean(0), rtol=1e-5)
+    assert set(found["train/loss/Pre-update"]) == {0, 10, 20, 30, 40}
 
 
 def test_summaries_of_every_step_have_the_same_tags_in_training_and_validation(tmp_path):
