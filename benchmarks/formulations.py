@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
 PEERS = {JAX_VMAP: "jax", JAX_MAP: "jax", TORCH_VMAP: "torch", TORCH_LOOP: "torch"}  # and the package of each
 
-UPDATES_IN_A_LOOP = 100  # between two summaries, as training runs the fully connected networks
+UPDATES_IN_A_LOOP = 1000  # between two printed lines, as training runs the fully connected networks
 
 
 class Formulation(NamedTuple):
