@@ -19,7 +19,7 @@ run: .venv/installed
 	$(BIN)/python main.py --train=False --test_set=True --logdir=$(LOGDIR)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

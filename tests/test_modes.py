@@ -146,8 +146,8 @@ def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "on_two_cores", "on_sixteen"),
     [
-        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 32}, 8, 2),
-        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 16, "num_classes": 20}, 4, 1),
+        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 32}, 4, 2),
+        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 16, "num_classes": 20}, 2, 1),
         ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 7}, 1, 1),
         ({"datasource": "miniimagenet", "update_batch_size": 1}, 1, 1),
         ({"datasource": "sinusoid"}, 25, 25),
