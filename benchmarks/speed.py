@@ -146,7 +146,7 @@ def measure_training(setting: Setting) -> dict[str, Any]:
     config = default.replace(
         metatrain_iterations=ITERATIONS,
         summary_interval=min(window, default.summary_interval),
-        save_interval=window,
+        save_interval=min(window, default.save_interval),
         val_interval=min(window, default.validation_interval),
         val_tasks=max(1, round(share * default.val_tasks)),
     )
@@ -162,6 +162,8 @@ def measure_training(setting: Setting) -> dict[str, Any]:
     def saved(run: training._Training) -> None:
         nonlocal begin
         save(run)
+        if run.iteration % window:
+            return
         windows.append((time.perf_counter() - begin) / window)
         bare.run(bare.updates)
         start = time.perf_counter()
