@@ -36,6 +36,13 @@ def make_update(
     Episodes are sampled inside, so nothing but the state goes in and out. With a summary interval
     the tasks of the coming update are measured, as in the official summaries, each time
     the iterations done are a multiple of it, at the end too and also if `count` is 0.
+
+    Args:
+        summary_interval: iterations between summaries, at most MOST_SUMMARIES of which may fall into a call;
+            0: none, for the bare update.
+
+    Returns:
+        The function; `first`, the iterations done before, and `count` are int32 [].
     """
     config = model.config
     # XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.

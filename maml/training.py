@@ -155,12 +155,13 @@ class _Training:
                 self.skipped += 1
                 self.go_on(self.call(self.iteration + 1, 0), 1)
             else:
-                self.refuse(self.state, self.iteration)
+                self.refuse()
 
-    def refuse(self, state: TrainState, iteration: int) -> None:
-        """Raises UserError that names what is not finite in this iteration."""
+    def refuse(self) -> None:
+        """Raises UserError that names what is not finite in the coming iteration."""
+        iteration = self.iteration
         episodes = self.data.episodes("train", iteration, self.config.meta_batch_size)
-        culprit = first_non_finite(self.model, state, episodes, iteration)
+        culprit = first_non_finite(self.model, self.state, episodes, iteration)
         saved = [str(checkpoint.iteration) for checkpoint in checkpoints.list_checkpoints(self.folder)]
         raise UserError(
             f"iteration {iteration}: the {culprit} is not finite; try a lower --update_lr or --meta_lr, or "

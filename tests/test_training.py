@@ -108,6 +108,11 @@ def test_summaries_measure_the_tasks_of_the_coming_update(tmp_path, monkeypatch,
     assert set(found["train/loss/Pre-update"]) == {0, 10, 20, 30, 40}
 
 
+def test_more_summaries_than_fit_a_call_are_all_there(tmp_path):
+    train(tmp_path, summary_interval=1, val_tasks=0)
+    assert set(scalars(tmp_path)["train/loss/Pre-update"]) == set(range(61))
+
+
 def test_summaries_of_every_step_have_the_same_tags_in_training_and_validation(tmp_path):
     """TensorBoard draws curves of one tag in one chart."""
     train(tmp_path, num_updates=2, test_num_updates=3)
