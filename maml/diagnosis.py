@@ -7,7 +7,6 @@ import tensorflow as tf
 from maml.data_generator import Episodes
 from maml.interface import Algorithm, TrainState
 from maml.maml import MAML
-from maml.networks import per_task
 
 
 def all_finite(tensors) -> tf.Tensor:
@@ -32,7 +31,7 @@ def _quantities(model: Algorithm, state: TrainState, episodes: Episodes, iterati
         yield f"weight {name} before the update", weight
     if isinstance(model, MAML) and not pretraining:
         steps = model.config.num_updates
-        fast = per_task(state.weights, episodes.inputa.shape[0])
+        fast = state.weights
         for step in range(1, steps + 1):
             fast, _, losses = model.inner_step(fast, episodes.inputa, episodes.labela)
             yield f"support loss after inner step {step - 1}" if step > 1 else "support loss before adaptation", losses

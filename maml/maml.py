@@ -17,7 +17,7 @@ from maml import losses
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.interface import Column, TrainState
-from maml.networks import Network, Weights, is_adapted, per_task, with_own_gradients
+from maml.networks import Network, Weights, is_adapted, with_own_gradients
 from maml.optimizer import adam_init, adam_update
 from maml.parts import map_parts, part_size
 from maml.recompute import recomputed
@@ -70,7 +70,7 @@ class MAML:
         """One step of gradient descent on the support set: θ' = θ − α ∇_θ L(θ).
 
         Args:
-            weights: θ; adapted weights with a task axis, but for kernels that the tasks share.
+            weights: θ, shared by the tasks or with a task axis.
             inputa, labela: support sets [tasks, N·K, …].
             shots: K, if it is not the config's.
 
@@ -79,7 +79,7 @@ class MAML:
         """
         theta = {name: weight for name, weight in weights.items() if is_adapted(name)}
         with tf.GradientTape() as tape:
-            used, own = with_own_gradients(theta, inputa.shape[0])
+            theta, used, own = with_own_gradients(theta, inputa.shape[0])
             tape.watch(own)
             outputs = self.forward(inputa, weights | used)
             task_losses = self.loss_func(outputs, labela, shots)
@@ -101,8 +101,7 @@ class MAML:
             every_step: evaluate the query sets after each step, not only after the last.
         """
         inputa, labela, inputb, labelb = episodes
-        fast = per_task(weights, inputa.shape[0])
-        outputbs, lossesb = [], []
+        fast, outputbs, lossesb = weights, [], []
         inner_step = recomputed(self.inner_step) if self.config.recompute else self.inner_step
         for step in range(num_updates):
             fast, outputs, task_losses = inner_step(fast, inputa, labela)
@@ -120,7 +119,7 @@ class MAML:
         size, balanced or not, is N times its mean, as it is for the shots of the training.
         """
         shots = tf.cast(tf.shape(inputa)[1], inputa.dtype) / self.network.dim_output
-        fast = per_task(weights, inputa.shape[0])
+        fast = weights
         for _ in range(num_updates):
             fast, _, _ = self.inner_step(fast, inputa, labela, shots)
         return fast

@@ -105,7 +105,7 @@ class Network:
                 from all. For prediction: not made to be fast, nor to be differentiated.
         """
         forward = forward_conv if self.kind == "conv" else forward_fc
-        return forward(inp, per_task(weights, inp.shape[0]), self, reference)
+        return forward(inp, _for_layers(weights, inp.shape[0]), self, reference)
 
     def construct_embedding(self, seed: int) -> Weights:
         """Fresh weights of the convolutional network without its head."""
@@ -114,7 +114,7 @@ class Network:
 
     def embed(self, inp: tf.Tensor, weights: Weights, reference: int | tf.Tensor | None = None) -> tf.Tensor:
         """The last block's maps, flattened: [tasks, examples, dim_input] → [tasks, examples, dim_embedding]."""
-        maps = forward_blocks(inp, per_task(weights, inp.shape[0]), self, reference)
+        maps = forward_blocks(inp, _for_layers(weights, inp.shape[0]), self, reference)
         return tf.reshape(maps, [inp.shape[0], -1, self.dim_embedding])
 
     @property
@@ -128,27 +128,45 @@ def is_adapted(name: str) -> bool:
     return "/" not in name
 
 
-def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted matrix and bias that the tasks share a leading task axis; kernels stay as they are."""
-    rank = {"w": 2, "b": 1}  # without a task axis
-
-    def of_each_task(name: str, weight: tf.Tensor) -> tf.Tensor:
-        shared = is_adapted(name) and name[0] in rank and len(weight.shape) == rank[name[0]]
-        return ops.for_each_task(weight, tasks) if shared else weight
-
-    return {name: of_each_task(name, weight) for name, weight in weights.items()}
+def is_shared(name: str, weight: tf.Tensor) -> bool:
+    """Whether an adapted weight has no task axis."""
+    ranks = {"c": 4, "w": 2, "b": 1}  # of kernels, matrices and biases that the tasks share
+    return is_adapted(name) and len(weight.shape) == ranks.get(name[0])
 
 
-def with_own_gradients(theta: Weights, tasks: int) -> tuple[dict[str, tf.Tensor | ops.Shared], Weights]:
-    """Weights for a forward pass, and those by which a tape finds the gradient of every task's loss.
+def is_dense(name: str, weight: tf.Tensor) -> bool:
+    """Whether a weight is shared and to be computed with as it is: a kernel, or a matrix.
 
-    They are the same, but for kernels that the tasks still share, before the first inner step.
+    A matrix of one row or column is no better than a bias: XLA would fuse the sum over tasks and examples in its
+    gradient with what makes the terms, into a slow loop.
     """
+    return is_shared(name, weight) and (len(weight.shape) == 4 or (len(weight.shape) == 2 and min(weight.shape) > 1))
+
+
+def per_task(weights: Weights, tasks: int) -> Weights:
+    """Gives every adapted weight that the tasks share a leading task axis."""
+    return {n: ops.for_each_task(weight, tasks) if is_shared(n, weight) else weight for n, weight in weights.items()}
+
+
+def with_own_gradients(theta: Weights, tasks: int) -> tuple[Weights, dict[str, tf.Tensor | ops.Shared], Weights]:
+    """What an inner step computes with.
+
+    Returns:
+        Every task's own weights; those for the forward pass; and those by which a tape finds the gradient
+        of every task's loss. They are the same but before the first step, where dense weights are shared.
+    """
+    theta, shared = per_task(theta, tasks), theta
     used = {
-        name: ops.Shared(weight, tf.zeros([tasks, *weight.shape], weight.dtype)) if len(weight.shape) == 4 else weight
+        name: ops.Shared(shared[name], tf.zeros(weight.shape, weight.dtype)) if is_dense(name, shared[name]) else weight
         for name, weight in theta.items()
     }
-    return used, {name: weight.own if isinstance(weight, ops.Shared) else weight for name, weight in used.items()}
+    return theta, used, {n: weight.own if isinstance(weight, ops.Shared) else weight for n, weight in used.items()}
+
+
+def _for_layers(weights: Weights, tasks: int) -> Weights:
+    """Weights as layers take them: shared ones with a task axis, but for dense ones."""
+    others = {n: weight for n, weight in weights.items() if not (isinstance(weight, ops.Shared) or is_dense(n, weight))}
+    return weights | per_task(others, tasks)
 
 
 def _seed(seed: int, position: int) -> tf.Tensor:
@@ -222,7 +240,7 @@ def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=N
         hidden = tf.reshape(hidden, [inp.shape[0], -1, network.dim_embedding])
     else:
         hidden = tf.reduce_mean(hidden, [2, 3])
-    return hidden @ weights["w5"] + weights["b5"][:, None]
+    return ops.product(hidden, weights["w5"]) + weights["b5"][:, None]
 
 
 def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:

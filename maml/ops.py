@@ -8,6 +8,7 @@ meta-gradient needs no third derivative. `tests/test_central_differences.py` pro
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -44,53 +45,74 @@ def for_each_task(weight: tf.Tensor, tasks: int) -> tf.Tensor:
     return repeat(weight)
 
 
-@tf.custom_gradient
-def product(inp: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """The product of every task's examples with the task's own matrix.
+class Shared(NamedTuple):
+    """A weight that the tasks still share, with each task's own gradient.
 
-    It, its gradient by the input and its gradient by the matrix are one another's derivatives, so
-    that each is written once, in the way that is fastest for few examples.
+    What is computed with it is dense, and so are the derivatives by `weight`; by `own` a tape finds the gradient that
+    the result has by the weight in each task alone. It serves a first derivative by `own`, which can be
+    differentiated by everything else.
+
+    weight: a kernel [3, 3, in, out] or a matrix [in, out].
+    own: [tasks, …], of any value.
+    """
+
+    weight: tf.Tensor
+    own: tf.Tensor
+
+
+def _with_own_gradient(out: tf.Tensor, own: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """`out`, whose cotangent makes by `gradient` that of `own`."""
+
+    @tf.custom_gradient
+    def attach(out, own):
+        return tf.identity(out), lambda dout: (dout, gradient(dout))
+
+    return attach(out, own)
+
+
+def product(inp: tf.Tensor, weight: tf.Tensor | Shared) -> tf.Tensor:
+    """The product of every task's examples with the task's own matrix, or with one that is shared.
 
     Args:
         inp: [tasks, examples, in].
-        weight: [tasks, in, out].
+        weight: [tasks, in, out], [in, out] or `Shared`.
 
     Returns:
         [tasks, examples, out].
+    """
+    if isinstance(weight, Shared):
+        return _with_own_gradient(product(inp, weight.weight), weight.own, lambda dout: _outer(inp, dout))
+    if len(weight.shape) == 3:
+        return _own_product(inp, weight)
+    tasks, _, fan_in = inp.shape
+    return tf.reshape(tf.reshape(inp, [-1, fan_in]) @ weight, [tasks, -1, weight.shape[1]])
+
+
+@tf.custom_gradient
+def _own_product(inp, weight):
+    """`product` with each task's own matrix.
+
+    It, its gradient by the input and its gradient by the matrix are one another's derivatives, so
+    that each is written once, in the way that is fastest for few examples.
     """
     return tf.matmul(inp, weight), lambda dout: (_product_back(dout, weight), _outer(inp, dout))
 
 
 @tf.custom_gradient
 def _product_back(dout, weight):
-    """The gradient of `product` by its input, [tasks, examples, in]."""
-    return tf.matmul(dout, weight, transpose_b=True), lambda u: (product(u, weight), _outer(u, dout))
+    """The gradient of `_own_product` by its input, [tasks, examples, in]."""
+    return tf.matmul(dout, weight, transpose_b=True), lambda u: (_own_product(u, weight), _outer(u, dout))
 
 
 @tf.custom_gradient
 def _outer(inp, dout):
-    """The gradient of `product` by its matrix, the sum of the examples' outer products: [tasks, in, out]."""
+    """The gradient of `_own_product` by its matrix, the sum of the examples' outer products: [tasks, in, out]."""
     examples, fan_in, fan_out = inp.shape[1], inp.shape[2], dout.shape[2]
     if examples is not None and examples <= FEW_EXAMPLES and max(fan_in, fan_out) < fan_in * fan_out <= SMALL_MATRIX:
         total = tf.reduce_sum(inp[:, :, :, None] * dout[:, :, None], 1)
     else:
         total = tf.matmul(inp, dout, transpose_a=True)
-    return total, lambda u: (_product_back(dout, u), product(inp, u))
-
-
-class Shared(NamedTuple):
-    """A kernel that the tasks still share, with each task's own gradient.
-
-    What is computed with it is dense, and so are the derivatives by `weight`; by `own` a tape finds the gradient that
-    a convolution's result has by the kernel in each task alone. It serves a first derivative by `own`, which can be
-    differentiated by everything else.
-
-    weight: [3, 3, in, out].
-    own: [tasks, 3, 3, in, out], of any value.
-    """
-
-    weight: tf.Tensor
-    own: tf.Tensor
+    return total, lambda u: (_product_back(dout, u), _own_product(inp, u))
 
 
 def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor:
@@ -108,7 +130,8 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
         [tasks, examples, ceil(height / stride), ceil(width / stride), out].
     """
     if isinstance(kernel, Shared):
-        return _with_own_gradient(conv2d(inp, kernel.weight, stride), inp, kernel.own, stride)
+        out, shape = conv2d(inp, kernel.weight, stride), kernel.own.shape
+        return _with_own_gradient(out, kernel.own, lambda dout: _by_kernel(inp, dout, shape, stride))
     tasks, shared = inp.shape[0], len(kernel.shape) == 4
     *window, filters = kernel.shape[-4:]
     height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
@@ -121,16 +144,6 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
         pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
         out = tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
     return tf.reshape(out, [tasks, -1, height, width, filters])
-
-
-def _with_own_gradient(out: tf.Tensor, inp: tf.Tensor, own: tf.Tensor, stride: int) -> tf.Tensor:
-    """`out`, that has by `own` the gradient of a convolution of `inp` with each task's own kernel."""
-
-    @tf.custom_gradient
-    def attach(out, own):
-        return tf.identity(out), lambda dout: (dout, _by_kernel(inp, dout, own.shape, stride))
-
-    return attach(out, own)
 
 
 def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: int) -> tf.Tensor:

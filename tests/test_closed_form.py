@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from maml import ops
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.maml import MAML, TrainState, per_task
+from maml.maml import MAML, TrainState
 from maml.networks import Network, Weights
 from maml.optimizer import adam_init
 
@@ -28,7 +29,7 @@ class Linear(Network):
 
     def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
         """[tasks, examples, dim_input] → [tasks, examples, dim_output]."""
-        return inp @ weights["w"] + weights.get("model/0/beta", tf.constant(0, tf.float64))
+        return ops.product(inp, weights["w"]) + weights.get("model/0/beta", tf.constant(0, tf.float64))
 
 
 def linear_model(dim_input=1, dim_output=1, **settings) -> MAML:
@@ -127,7 +128,7 @@ def test_inner_step_descends_and_reports_the_loss_before():
     L = 1/4. From fast weights that differ, w = (3/2, 2): task 1 goes to 3/2 + 3/8 = 15/8, task 2 rests.
     """
     model = linear_model(update_lr=1 / 8)
-    fast = per_task({"w": tf.constant([[1.0]], tf.float64)}, 2)
+    fast = {"w": tf.constant([[1.0]], tf.float64)}
     stepped, outputs, losses = model.inner_step(fast, SCALAR.inputa, SCALAR.labela)
     assert_exact(stepped["w"][:, 0, 0], [3 / 2, 17 / 16])
     assert_exact(outputs[:, 0, 0], [1, 1 / 2])

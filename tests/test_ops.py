@@ -1,5 +1,7 @@
 """Operations of the inner loop by themselves; in whole networks: test_central_differences.py, test_modes.py."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -41,39 +43,52 @@ def test_product_and_its_derivatives_are_those_of_a_matrix_product(examples, fan
         np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
 
 
+def through_an_inner_step(layer, shared, inp, weight, u):
+    """The gradient of each of 2 tasks, and the gradients through a step along it, whose start the tasks share.
+
+    Args:
+        layer: of the examples and their weight.
+        shared: makes of the weight, for both tasks, what `layer` takes and what the inner gradient is taken by.
+    """
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch((inp, weight))
+        with tf.GradientTape() as inner:
+            start, own = shared(weight)
+            inner.watch(own)
+            # The inner layer's gradient, too, runs through a weight that is shared.
+            loss = tf.reduce_sum(tf.sin(layer(inp * tf.reduce_sum(layer(inp, start)), start)))
+        by_weight = inner.gradient(loss, own)
+        after = layer(inp, weight - 0.1 * by_weight)
+        value = tf.reduce_sum(tf.cos(after) * u)
+    return [by_weight, after, *outer.gradient(value, (inp, weight))]
+
+
+def in_every_task(weight):
+    own = tf.repeat(weight[None], 2, 0)
+    return own, own
+
+
+def with_own_gradient(weight):
+    own = tf.zeros([2, *weight.shape], weight.dtype)
+    return ops.Shared(weight, own), own
+
+
+@pytest.mark.parametrize(("examples", "fan_in", "fan_out"), SHAPES)
+def test_product_with_a_shared_matrix(examples, fan_in, fan_out):
+    rng = np.random.default_rng(0)
+    shapes = [2, examples, fan_in], [fan_in, fan_out], [2, examples, fan_out]
+    inp, weight, u = (tf.constant(rng.normal(size=shape) / np.sqrt(shape[0])) for shape in shapes)
+    np.testing.assert_allclose(ops.product(inp, weight), inp @ weight, rtol=1e-10, atol=1e-12)
+    ours = through_an_inner_step(ops.product, with_own_gradient, inp, weight, u)
+    plain = through_an_inner_step(tf.matmul, in_every_task, inp, weight, u)
+    for value, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
 def own_convolutions(inp, kernel, stride):
     """One plain convolution a task."""
     pairs = zip(tf.unstack(inp), tf.unstack(kernel), strict=True)
     return tf.stack([tf.nn.conv2d(images, own, stride, "SAME") for images, own in pairs])
-
-
-def through_an_inner_step(conv2d, shared, inp, kernel, u, stride):
-    """The gradient of each of 2 tasks, and the gradients through a step along it, whose start the tasks share.
-
-    Args:
-        shared: makes of the kernel, for both tasks, what `conv2d` takes and what the inner gradient is taken by.
-    """
-    with tf.GradientTape(persistent=True) as outer:
-        outer.watch((inp, kernel))
-        with tf.GradientTape() as inner:
-            start, own = shared(kernel)
-            inner.watch(own)
-            # The inner layer's gradient, too, runs through a kernel that is shared.
-            loss = tf.reduce_sum(tf.sin(conv2d(inp * tf.reduce_sum(conv2d(inp, start, stride)), start, stride)))
-        by_kernel = inner.gradient(loss, own)
-        after = conv2d(inp, kernel - 0.1 * by_kernel, stride)
-        value = tf.reduce_sum(tf.cos(after) * u)
-    return [by_kernel, after, *outer.gradient(value, (inp, kernel))]
-
-
-def in_every_task(kernel):
-    own = tf.repeat(kernel[None], 2, 0)
-    return own, own
-
-
-def with_own_gradient(kernel):
-    own = tf.zeros([2, *kernel.shape], kernel.dtype)
-    return ops.Shared(kernel, own), own
 
 
 @pytest.mark.parametrize("shared", [in_every_task, with_own_gradient])
@@ -88,8 +103,9 @@ def test_convolution_and_its_derivatives_are_those_of_one_a_task(monkeypatch, ch
     shapes = [2, 3, size, size, channels], [3, 3, channels, 4], [2, 3, -(-size // stride), -(-size // stride), 4]
     inp, kernel, u = (tf.constant(rng.normal(size=shape) / 5) for shape in shapes)
     assert (ops._rows(inp, [3, 3, channels], stride) is None) == (limit == 0 and channels == 5)
-    ours = through_an_inner_step(ops.conv2d, shared, inp, kernel, u, stride)
-    plain = through_an_inner_step(own_convolutions, in_every_task, inp, kernel, u, stride)
+    ours, plain = (functools.partial(convolve, stride=stride) for convolve in (ops.conv2d, own_convolutions))
+    ours = through_an_inner_step(ours, shared, inp, kernel, u)
+    plain = through_an_inner_step(plain, in_every_task, inp, kernel, u)
     for value, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
 
