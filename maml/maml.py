@@ -83,10 +83,12 @@ class MAML:
             tape.watch(own)
             outputs = self.forward(inputa, weights | used)
             task_losses = self.loss_func(outputs, labela, shots)
-        gradients = tape.gradient(task_losses, own, unconnected_gradients="zero")
+        # As a gradient of −α L it takes a pass over every weight less than −α times the gradient of L.
+        minus_alpha = tf.fill(tf.shape(task_losses), tf.constant(-self.config.update_lr, task_losses.dtype))
+        descent = tape.gradient(task_losses, own, minus_alpha, unconnected_gradients="zero")
         if self.config.stop_grad:
-            gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
-        adapted = {name: weight - self.config.update_lr * gradients[name] for name, weight in theta.items()}
+            descent = {name: tf.stop_gradient(change) for name, change in descent.items()}
+        adapted = {name: weight + descent[name] for name, weight in theta.items()}
         return weights | adapted, outputs, task_losses
 
     def task_metalearn(

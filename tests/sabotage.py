@@ -56,15 +56,15 @@ BREAKAGES = [
     Breakage(
         "second derivative of a matrix product without its path through the examples",
         "maml/ops.py",
-        "return total, lambda u: (_product_back(dout, u), product(inp, u))",
-        "return total, lambda u: (tf.zeros_like(inp), product(inp, u))",
+        "return total, lambda u: (_product_back(dout, u), _own_product(inp, u))",
+        "return total, lambda u: (tf.zeros_like(inp), _own_product(inp, u))",
         (*SECOND, "ops"),
     ),
     Breakage(
-        "inner gradients of the first step's kernels summed over the tasks",
+        "inner gradients of the first step's shared weights summed over the tasks",
         "maml/ops.py",
-        "(dout, _by_kernel(inp, dout, own.shape, stride))",
-        "(dout, tf.zeros_like(own) + tf.reduce_sum(_by_kernel(inp, dout, own.shape, stride), 0))",
+        "lambda dout: (dout, gradient(dout))",
+        "lambda dout: (dout, tf.zeros_like(own) + tf.reduce_sum(gradient(dout), 0))",
         (*SECOND, "ops"),
     ),
     Breakage(
