@@ -135,17 +135,17 @@ def is_shared(name: str, weight: tf.Tensor) -> bool:
 
 
 def is_dense(name: str, weight: tf.Tensor) -> bool:
-    """Whether a weight is shared and to be computed with as it is: a kernel, or a matrix.
-
-    A matrix of one row or column is no better than a bias: XLA would fuse the sum over tasks and examples in its
-    gradient with what makes the terms, into a slow loop.
-    """
-    return is_shared(name, weight) and (len(weight.shape) == 4 or (len(weight.shape) == 2 and min(weight.shape) > 1))
+    """Whether a weight is shared and to be computed with as it is: a kernel, or a matrix that is not thin."""
+    thick = len(weight.shape) == 2 and min(weight.shape) > ops.THIN_MATRIX
+    return is_shared(name, weight) and (len(weight.shape) == 4 or thick)
 
 
 def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted weight that the tasks share a leading task axis."""
-    return {n: ops.for_each_task(weight, tasks) if is_shared(n, weight) else weight for n, weight in weights.items()}
+    """Gives every adapted weight that the tasks share a leading task axis, but kernels, which a sum gives theirs."""
+    return {
+        name: ops.for_each_task(weight, tasks) if is_shared(name, weight) and len(weight.shape) < 4 else weight
+        for name, weight in weights.items()
+    }
 
 
 def with_own_gradients(theta: Weights, tasks: int) -> tuple[Weights, dict[str, tf.Tensor | ops.Shared], Weights]:
@@ -157,8 +157,10 @@ def with_own_gradients(theta: Weights, tasks: int) -> tuple[Weights, dict[str, t
     """
     theta, shared = per_task(theta, tasks), theta
     used = {
-        name: ops.Shared(shared[name], tf.zeros(weight.shape, weight.dtype)) if is_dense(name, shared[name]) else weight
-        for name, weight in theta.items()
+        name: ops.Shared(weight, tf.zeros([tasks, *weight.shape], weight.dtype))
+        if is_dense(name, weight)
+        else theta[name]
+        for name, weight in shared.items()
     }
     return theta, used, {n: weight.own if isinstance(weight, ops.Shared) else weight for n, weight in used.items()}
 

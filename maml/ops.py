@@ -23,6 +23,10 @@ MOST_NEIGHBOURS = 10  # in a partial sum; measured
 FEW_EXAMPLES = 20
 SMALL_MATRIX = 10_000
 
+# Rows or columns up to which a matrix that the tasks share gains nothing by being multiplied as it is. With one, XLA
+# fuses the sum over tasks and examples in its gradient with what makes the terms, into a slow loop.
+THIN_MATRIX = 20
+
 # Numbers in the patches of an example up to which a convolution is a product of them; measured.
 SMALL_PATCHES = 10_000
 

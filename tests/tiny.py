@@ -26,13 +26,13 @@ def tiny_model(network: str, norm: str, dtype: str = "float64", **settings) -> M
     """The real learner on a small network: two or three hidden layers, or four blocks of 3 filters.
 
     A strided network sees maps of 17, 9, 5, 3 and 2 pixels, a pooled one of 33, 16 (a row and a
-    column are dropped), 8, 4 and 2.
+    column are dropped), 8, 4 and 2. The sinusoid's matrix is thick enough to be multiplied as one in the first step.
     """
     kind, max_pool, flat_head = NETWORKS[network]
     if network == "sinusoid":
         oracle = settings.get("baseline") == "oracle"
         config = Config(norm=norm, dtype=dtype, **{"update_lr": 0.05, "update_batch_size": 4} | settings)
-        return MAML(config, Network("fc", 3 if oracle else 1, 1, (7, 6), norm, dtype=dtype))
+        return MAML(config, Network("fc", 3 if oracle else 1, 1, (22, 21), norm, dtype=dtype))
     defaults = {"update_batch_size": 2 if kind == "fc" else 1, "num_classes": 3, "update_lr": 0.1}
     config = Config(datasource="omniglot", norm=norm, max_pool=max_pool, dtype=dtype, **defaults | settings)
     if kind == "fc":
