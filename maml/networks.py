@@ -152,8 +152,8 @@ def with_own_gradients(theta: Weights, tasks: int) -> tuple[Weights, dict[str, t
     """What an inner step computes with.
 
     Returns:
-        Every task's own weights; those for the forward pass; and those by which a tape finds the gradient
-        of every task's loss. They are the same but before the first step, where dense weights are shared.
+        The weights that the step adds to; those for the forward pass; and those by which a tape finds the gradient
+        of every task's loss. They are the same but in the first step, where the tasks still share dense weights.
     """
     theta, shared = per_task(theta, tasks), theta
     used = {
