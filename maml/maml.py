@@ -51,7 +51,10 @@ class MAML:
     """The learner: a network, its loss, and how both are adapted and meta-trained."""
 
     def __init__(self, config: Config, network: Network | None = None):
-        """Builds the learner for a setting; `network` stands in for the official one."""
+        """Builds the learner for a setting; `network` stands in for the official one.
+
+        Its layers have to take `ops.Shared` for kernels and matrices, as those of `maml.ops` do.
+        """
         self.config = config
         self.network = network or Network.from_config(config)
         self.forward = self.network.forward

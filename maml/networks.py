@@ -141,7 +141,7 @@ def is_dense(name: str, weight: tf.Tensor) -> bool:
 
 
 def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted weight that the tasks share a leading task axis, but kernels, which a sum gives theirs."""
+    """Gives every adapted matrix and bias that the tasks share a leading task axis; kernels stay as they are."""
     return {
         name: ops.for_each_task(weight, tasks) if is_shared(name, weight) and len(weight.shape) < 4 else weight
         for name, weight in weights.items()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from maml import ops
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.maml import MAML, TrainState
@@ -29,7 +28,7 @@ class Linear(Network):
 
     def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
         """[tasks, examples, dim_input] → [tasks, examples, dim_output]."""
-        return ops.product(inp, weights["w"]) + weights.get("model/0/beta", tf.constant(0, tf.float64))
+        return inp @ weights["w"] + weights.get("model/0/beta", tf.constant(0, tf.float64))
 
 
 def linear_model(dim_input=1, dim_output=1, **settings) -> MAML:
