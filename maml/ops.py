@@ -141,7 +141,8 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
     height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
     if (rows := _rows(inp, window, stride)) is not None:
         rows = tf.reshape(rows, [1, -1, rows.shape[2]]) if shared else rows
-        out = tf.matmul(rows, tf.reshape(kernel, [-1, rows.shape[2], filters]))
+        multiply = _image_product if window[-1] <= IMAGE_CHANNELS else tf.matmul
+        out = multiply(rows, tf.reshape(kernel, [-1, rows.shape[2], filters]))
     elif shared:
         out = tf.nn.conv2d(tf.reshape(inp, [-1, *inp.shape[2:]]), kernel, stride, "SAME")
     else:
@@ -154,7 +155,9 @@ def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: i
     """The gradient of `conv2d` by the tasks' kernels."""
     tasks, *window, filters = shape
     if (rows := _rows(inp, window, stride)) is not None:
-        return tf.reshape(tf.matmul(rows, tf.reshape(dout, [tasks, -1, filters]), transpose_a=True), shape)
+        dout = tf.reshape(dout, [tasks, -1, filters])
+        image = window[-1] <= IMAGE_CHANNELS
+        return tf.reshape(_image_outer(rows, dout) if image else tf.matmul(rows, dout, transpose_a=True), shape)
     by_task = [
         tf.raw_ops.Conv2DBackpropFilter(
             input=images, filter_sizes=shape[1:], out_backprop=of_task, strides=[1, stride, stride, 1], padding="SAME"
@@ -162,6 +165,24 @@ def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: i
         for images, of_task in zip(tf.unstack(inp), tf.unstack(dout), strict=True)
     ]
     return tf.stack(by_task)
+
+
+@tf.custom_gradient
+def _image_product(rows, kernel):
+    """The product of images' patches [tasks, n, fan_in] with kernels [tasks, fan_in, filters]."""
+    return tf.matmul(rows, kernel), lambda dout: (tf.matmul(dout, kernel, transpose_b=True), _image_outer(rows, dout))
+
+
+@tf.custom_gradient
+def _image_outer(rows, dout):
+    """The gradient of `_image_product` by the kernels.
+
+    The patches, which are the same in every inner step, are transposed first, once for all of them: the product
+    alone is a third faster then. As a product with ones on the diagonal that takes less than by `tf.transpose`.
+    """
+    tasks, _, fan_in = rows.shape
+    columns = tf.matmul(tf.eye(fan_in, batch_shape=[tasks], dtype=rows.dtype), rows, transpose_b=True)
+    return tf.matmul(columns, dout), lambda u: (tf.matmul(dout, u, transpose_b=True), _image_product(rows, u))
 
 
 def _rows(inp: tf.Tensor, window: list[int], stride: int) -> tf.Tensor | None:
@@ -235,6 +256,11 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
     Nothing is kept but the input and the output: which entry is the largest is found anew wherever
     the input is read, because reading is what takes the time.
 
+    A derivative through the first derivative gives x two cotangents, by `second` and by the forward pass.
+    They are computed together, in one pass over x: `first` reads x from outputs of the operation that
+    nothing else reads, so what `second` hands to them comes back to the operation's own gradient. It is not a
+    cotangent but what one is made of, `Found`, and does not add up: only one gradient can be differentiated.
+
     Args:
         inp: [tasks, examples, height, width, channels].
         shift: [tasks, 1, 1, 1, channels].
@@ -244,6 +270,7 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
     Returns:
         [tasks, examples, height // window, width // window, channels].
     """
+    unread: list[tf.Tensor] = []
 
     @tf.custom_gradient
     def op(x, shift):
@@ -252,26 +279,57 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
         r = tf.math.rsqrt(variance + tf.constant(epsilon, x.dtype))
         out = _forward(x, mean, r, shift, window)
 
-        def gradient(dout):
+        def gradient(dout, *found):
+            a, b = _means(_passed(dout, out, shift), rows)
+
             @tf.custom_gradient
-            def first(dout, x):
-                a, b = _means(_passed(dout, out, shift), rows)
+            def first(dout, *_):
                 dx = _first_pass(dout, out, x, mean, r, a, b, window)
 
                 def second(u, u_shift):
                     c, d = _means(_with_y(u, x, mean, r), rows)
                     ddout = _derivative_along(u, u_shift, x, out, shift, r, c, d, window)
                     [e] = _means(_along_terms(ddout, u_shift, dout, out), rows)
-                    terms = (r * r * d, 2 * r * r * b * d - r * e, r * r * (a * d + b * c), r * r * b)
-                    return ddout, _second_pass(dout, out, x, u, mean, r, terms, window)
+                    of_q, of_u = r * r * d, r * r * b
+                    of_y, constant = 2 * b * of_q - r * e, a * of_q + c * of_u
+                    return ddout, *Found(u, dout, tf.stack([of_q, of_y, constant, of_u]))
 
                 return (dx, rows * a), second
 
-            return first(dout, x)
+            @tf.custom_gradient
+            def last(dout):
+                return (_both_passes(dout, out, x, mean, r, a, b, Found(*found), window), rows * a), _no_derivative
 
-        return out, gradient
+            if not unread:
+                return last(dout)
+            inputs = tuple(unread)
+            unread.clear()
+            return first(dout, *inputs)
 
-    return op(inp, shift)
+        return (out, *Found(x, out, tf.zeros([4, *mean.shape], x.dtype))), gradient
+
+    out, *unread[:] = op(inp, shift)
+    return out
+
+
+class Found(NamedTuple):
+    """What the cotangent of x in `standardize_relu_pool` is made of, as far as it comes through the first derivative.
+
+    u: cotangent of the first derivative, like x.
+    dout: of which that is the derivative, like the result.
+    terms: [4, tasks, 1, 1, 1, channels], the factors of q, y, 1 and u.
+    """
+
+    u: tf.Tensor
+    dout: tf.Tensor
+    terms: tf.Tensor
+
+
+def _no_derivative(*_):
+    raise NotImplementedError(
+        "standardize_relu_pool: a second gradient through the same forward pass cannot be differentiated; "
+        "make one forward pass for each gradient."
+    )
 
 
 def max_pool(inp: tf.Tensor) -> tf.Tensor:
@@ -371,10 +429,11 @@ def _along_terms(ddout, u_shift, dout, out):
 
 
 @fused
-def _second_pass(dout, out, x, u, mean, r, terms, window):
-    of_q, of_y, constant, of_u = terms
-    q = _spread(_where_open(out, dout), x, window)
-    return of_y * ((x - mean) * r) + constant - of_q * q - of_u * u
+def _both_passes(dout, out, x, mean, r, a, b, found, window):
+    """The cotangent of x by the forward pass, as in `_first_pass`, and by the first derivative."""
+    of_q, of_y, constant, of_u = tf.unstack(found.terms)
+    q = _spread(_where_open(out, r * dout - of_q * found.dout), x, window)
+    return q + (of_y - r * b) * ((x - mean) * r) + (constant - r * a) - of_u * found.u
 
 
 def _where_open(out: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

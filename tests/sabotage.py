@@ -49,9 +49,9 @@ BREAKAGES = [
     Breakage(
         "second derivative of convolutional batch-norm without its dependence on the variance",
         "maml/ops.py",
-        "2 * r * r * b * d - r * e",
-        "2 * r * r * b * d",
-        SECOND,
+        "2 * b * of_q - r * e",
+        "2 * b * of_q",
+        (*SECOND, "ops"),
     ),
     Breakage(
         "second derivative of a matrix product without its path through the examples",

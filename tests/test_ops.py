@@ -122,6 +122,56 @@ def test_moments_in_one_pass_are_as_exact_as_float32(tasks, offset):
     np.testing.assert_allclose(variance[:, 0, 0, 0], exact.var((1, 2, 3)), rtol=1e-5)
 
 
+def standardize_relu_pool(x, shift, window):
+    """The same of plain operations, for one task."""
+    axes = [0, 1, 2, 3]
+    mean, variance = tf.reduce_mean(x, axes), tf.math.reduce_variance(x, axes)
+    hidden = tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 0.001) + shift)
+    return tf.nn.max_pool2d(hidden[0], window, window, "VALID")[None] if window > 1 else hidden
+
+
+def images_and_shift(size):
+    rng = np.random.default_rng(0)
+    return tf.constant(rng.normal(size=[1, 3, size, size, 2])), tf.constant(rng.normal(size=[1, 1, 1, 1, 2]))
+
+
+@pytest.mark.parametrize(("size", "window"), [(3, 1), (4, 2), (5, 2)])
+def test_batch_norm_through_an_inner_step(size, window):
+    """With a value that reads what the inner step read, too: the input has two gradients, of which one is second."""
+    x, shift = images_and_shift(size)
+
+    def through(function):
+        with tf.GradientTape() as outer:
+            outer.watch((x, shift))
+            with tf.GradientTape() as inner:
+                inner.watch((x, shift))
+                out = function(x, shift, window=window)
+                loss = tf.reduce_sum(tf.sin(out))
+            by_x, by_shift = inner.gradient(loss, (x, shift))
+            after = function(x - by_x, shift - 0.1 * by_shift, window=window)
+            value = tf.reduce_sum(tf.cos(after)) + tf.reduce_sum(out**3)
+        return [by_x, by_shift, *outer.gradient(value, (x, shift))]
+
+    ours = through(functools.partial(ops.standardize_relu_pool, epsilon=0.001))
+    for value, expected in zip(ours, through(standardize_relu_pool), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_batch_norms_second_gradient_is_right_and_cannot_be_differentiated():
+    x, shift = images_and_shift(4)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape(persistent=True) as inner:
+            inner.watch(x)
+            out = ops.standardize_relu_pool(x, shift, 0.001, 2)
+            losses = [tf.reduce_sum(tf.sin(out)) for _ in range(2)]
+        one, other = (inner.gradient(loss, x) for loss in losses)
+        value = tf.reduce_sum(one * other)
+    np.testing.assert_allclose(one, other)
+    with pytest.raises(NotImplementedError, match="one forward pass for each gradient"):
+        outer.gradient(value, x)
+
+
 def test_of_equal_entries_the_first_gets_the_gradient():
     """Where a picture is saturated, whole windows are equal; the official pooling chooses the first, too."""
     x = np.random.default_rng(0).normal(size=[1, 2, 4, 4, 3])
