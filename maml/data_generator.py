@@ -4,6 +4,7 @@ Sampling is stateless and runs wherever the computation runs (inside a compiled 
 a training can be repeated, and resumed at any iteration, without any generator state.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +86,17 @@ class DataGenerator:
         return Episodes(*(tf.cast(tensor, config.dtype) for tensor in episodes))
 
 
-def _random_bits(key: tf.Tensor, shape: list[int], bits: int) -> tf.Tensor:
+def _random_bits(key: tf.Tensor, shape: list, bits: int) -> tf.Tensor:
     """Uniform integers below 2^bits, uint32.
 
     XLA derives other random floats from a seed than TensorFlow's own kernels do; of the integers
-    both make the same.
+    both make the same. They are made two at once, as 64 bits: Philox makes 128 bits at once, and XLA
+    does so for each number again.
     """
-    whole = tf.random.stateless_uniform(shape, key, None, None, tf.int32, alg="philox")
-    return tf.bitwise.right_shift(tf.bitcast(whole, tf.uint32), tf.constant(32 - bits, tf.uint32))
+    count = math.prod(shape)
+    pairs = tf.random.stateless_uniform([(count + 1) // 2], key, None, None, tf.int64, alg="philox")
+    whole = tf.reshape(tf.reshape(tf.bitcast(pairs, tf.uint32), [-1])[:count], shape)
+    return tf.bitwise.right_shift(whole, tf.constant(32 - bits, tf.uint32))
 
 
 def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:

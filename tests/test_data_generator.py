@@ -144,6 +144,16 @@ def test_eager_graph_and_compiled_sampling_agree(marked, flags):
             np.testing.assert_allclose(tensor, same, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [[1], [25, 1], [3, 4, 2], [500]])
+def test_random_bits_are_those_of_single_numbers(shape, compiled):
+    """Making them in pairs is no other draw: results of earlier versions can be repeated."""
+    key = tf.constant([5, 7])
+    drawn = tf.function(data_generator._random_bits, jit_compile=compiled, autograph=False)(key, shape, 24)
+    single = tf.random.stateless_uniform(shape, key, None, None, tf.int32, alg="philox").numpy()
+    np.testing.assert_array_equal(drawn, single.view(np.uint32) >> 8)
+
+
 def test_sinusoid_has_the_official_ranges():
     data = DataGenerator(Config.from_flags({"baseline": "oracle", "update_batch_size": 10}))
     episodes = numpy(data.episodes("train", 0, 4000))
