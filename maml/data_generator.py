@@ -99,7 +99,7 @@ def _random_bits(key: tf.Tensor, shape: list, bits: int) -> tf.Tensor:
     return tf.bitwise.right_shift(whole, tf.constant(32 - bits, tf.uint32))
 
 
-def _uniform(key: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
+def _uniform(key: tf.Tensor, shape: list, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
     """Uniform floats in [low, high), float32 with 24 random bits."""
     return low + (high - low) * (tf.cast(_random_bits(key, shape, 24), tf.float32) * 2.0**-24)
 

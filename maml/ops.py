@@ -141,8 +141,7 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor | Shared, stride: int) -> tf.Tensor
     height, width = (math.ceil(length / stride) for length in inp.shape[2:4])
     if (rows := _rows(inp, window, stride)) is not None:
         rows = tf.reshape(rows, [1, -1, rows.shape[2]]) if shared else rows
-        multiply = _image_product if window[-1] <= IMAGE_CHANNELS else tf.matmul
-        out = multiply(rows, tf.reshape(kernel, [-1, rows.shape[2], filters]))
+        out = _patches_product(rows, tf.reshape(kernel, [-1, rows.shape[2], filters]))
     elif shared:
         out = tf.nn.conv2d(tf.reshape(inp, [-1, *inp.shape[2:]]), kernel, stride, "SAME")
     else:
@@ -155,9 +154,7 @@ def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: i
     """The gradient of `conv2d` by the tasks' kernels."""
     tasks, *window, filters = shape
     if (rows := _rows(inp, window, stride)) is not None:
-        dout = tf.reshape(dout, [tasks, -1, filters])
-        image = window[-1] <= IMAGE_CHANNELS
-        return tf.reshape(_image_outer(rows, dout) if image else tf.matmul(rows, dout, transpose_a=True), shape)
+        return tf.reshape(_patches_outer(rows, tf.reshape(dout, [tasks, -1, filters])), shape)
     by_task = [
         tf.raw_ops.Conv2DBackpropFilter(
             input=images, filter_sizes=shape[1:], out_backprop=of_task, strides=[1, stride, stride, 1], padding="SAME"
@@ -168,21 +165,26 @@ def _by_kernel(inp: tf.Tensor, dout: tf.Tensor, shape: tf.TensorShape, stride: i
 
 
 @tf.custom_gradient
-def _image_product(rows, kernel):
-    """The product of images' patches [tasks, n, fan_in] with kernels [tasks, fan_in, filters]."""
-    return tf.matmul(rows, kernel), lambda dout: (tf.matmul(dout, kernel, transpose_b=True), _image_outer(rows, dout))
+def _patches_product(rows, kernel):
+    """The product of patches [tasks, n, fan_in] with kernels [tasks, fan_in, filters]."""
+    return tf.matmul(rows, kernel), lambda dout: (tf.matmul(dout, kernel, transpose_b=True), _patches_outer(rows, dout))
 
 
 @tf.custom_gradient
-def _image_outer(rows, dout):
-    """The gradient of `_image_product` by the kernels.
+def _patches_outer(rows, dout):
+    """The gradient of `_patches_product` by the kernels.
 
-    The patches, which are the same in every inner step, are transposed first, once for all of them: the product
-    alone is a third faster then. As a product with ones on the diagonal that takes less than by `tf.transpose`.
+    Images' patches are the same in every inner step: they are transposed once, for all steps, because the product
+    with transposed ones is the faster one. With ones on the diagonal, for with `tf.transpose` it takes as long
+    as without: TensorFlow puts that back into the product.
     """
     tasks, _, fan_in = rows.shape
-    columns = tf.matmul(tf.eye(fan_in, batch_shape=[tasks], dtype=rows.dtype), rows, transpose_b=True)
-    return tf.matmul(columns, dout), lambda u: (tf.matmul(dout, u, transpose_b=True), _image_product(rows, u))
+    if fan_in <= 9 * IMAGE_CHANNELS:
+        columns = tf.matmul(tf.eye(fan_in, batch_shape=[tasks], dtype=rows.dtype), rows, transpose_b=True)
+        total = tf.matmul(columns, dout)
+    else:
+        total = tf.matmul(rows, dout, transpose_a=True)
+    return total, lambda u: (tf.matmul(dout, u, transpose_b=True), _patches_product(rows, u))
 
 
 def _rows(inp: tf.Tensor, window: list[int], stride: int) -> tf.Tensor | None:
@@ -257,9 +259,10 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
     the input is read, because reading is what takes the time.
 
     A derivative through the first derivative gives x two cotangents, by `second` and by the forward pass.
-    They are computed together, in one pass over x: `first` reads x from outputs of the operation that
-    nothing else reads, so what `second` hands to them comes back to the operation's own gradient. It is not a
-    cotangent but what one is made of, `Found`, and does not add up: only one gradient can be differentiated.
+    They are computed together, in one pass over x: the first derivative reads x from outputs of the operation that
+    nothing else reads, and what `second` hands to them comes back to the operation's own gradient. It is not a
+    cotangent but what one is made of, `_Found`, which does not add up; so only one derivative does this, and
+    a further one of the same forward pass makes two passes.
 
     Args:
         inp: [tasks, examples, height, width, channels].
@@ -281,10 +284,20 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
 
         def gradient(dout, *found):
             a, b = _means(_passed(dout, out, shift), rows)
+            is_first = bool(unread)
+            inputs = tuple(unread) or (x,)
+            unread.clear()
+
+            def both_passes(dout, a, b, found):
+                return _both_passes(dout, out, x, mean, r, a, b, found, window)
 
             @tf.custom_gradient
-            def first(dout, *_):
-                dx = _first_pass(dout, out, x, mean, r, a, b, window)
+            def derivative(dout, *_):
+                # Before there is a first derivative nothing can come back from it.
+                if is_first:
+                    dx = _first_pass(dout, out, x, mean, r, a, b, window)
+                else:
+                    dx = both_passes(dout, a, b, _Found(*found))
 
                 def second(u, u_shift):
                     c, d = _means(_with_y(u, x, mean, r), rows)
@@ -292,27 +305,22 @@ def standardize_relu_pool(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, wind
                     [e] = _means(_along_terms(ddout, u_shift, dout, out), rows)
                     of_q, of_u = r * r * d, r * r * b
                     of_y, constant = 2 * b * of_q - r * e, a * of_q + c * of_u
-                    return ddout, *Found(u, dout, tf.stack([of_q, of_y, constant, of_u]))
+                    here = _Found(u, dout, tf.stack([of_q, of_y, constant, of_u]))
+                    if is_first:
+                        return ddout, *here
+                    return ddout, both_passes(tf.zeros_like(dout), tf.zeros_like(a), tf.zeros_like(b), here)
 
                 return (dx, rows * a), second
 
-            @tf.custom_gradient
-            def last(dout):
-                return (_both_passes(dout, out, x, mean, r, a, b, Found(*found), window), rows * a), _no_derivative
+            return derivative(dout, *inputs)
 
-            if not unread:
-                return last(dout)
-            inputs = tuple(unread)
-            unread.clear()
-            return first(dout, *inputs)
-
-        return (out, *Found(x, out, tf.zeros([4, *mean.shape], x.dtype))), gradient
+        return (out, *_Found(x, out, tf.zeros([4, *mean.shape], x.dtype))), gradient
 
     out, *unread[:] = op(inp, shift)
     return out
 
 
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """What the cotangent of x in `standardize_relu_pool` is made of, as far as it comes through the first derivative.
 
     u: cotangent of the first derivative, like x.
@@ -323,13 +331,6 @@ class Found(NamedTuple):
     u: tf.Tensor
     dout: tf.Tensor
     terms: tf.Tensor
-
-
-def _no_derivative(*_):
-    raise NotImplementedError(
-        "standardize_relu_pool: a second gradient through the same forward pass cannot be differentiated; "
-        "make one forward pass for each gradient."
-    )
 
 
 def max_pool(inp: tf.Tensor) -> tf.Tensor:

@@ -157,19 +157,24 @@ def test_batch_norm_through_an_inner_step(size, window):
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_batch_norms_second_gradient_is_right_and_cannot_be_differentiated():
-    x, shift = images_and_shift(4)
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape(persistent=True) as inner:
-            inner.watch(x)
-            out = ops.standardize_relu_pool(x, shift, 0.001, 2)
-            losses = [tf.reduce_sum(tf.sin(out)) for _ in range(2)]
-        one, other = (inner.gradient(loss, x) for loss in losses)
-        value = tf.reduce_sum(one * other)
-    np.testing.assert_allclose(one, other)
-    with pytest.raises(NotImplementedError, match="one forward pass for each gradient"):
-        outer.gradient(value, x)
+@pytest.mark.parametrize(("size", "window"), [(3, 1), (4, 2)])
+def test_two_derivatives_of_one_batch_norm_can_both_be_differentiated(size, window):
+    x, shift = images_and_shift(size)
+
+    def through(function):
+        with tf.GradientTape() as outer:
+            outer.watch((x, shift))
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(x)
+                out = function(x, shift, window=window)
+                losses = tf.reduce_sum(tf.sin(out)), tf.reduce_sum(out**3)
+            one, other = (inner.gradient(loss, x) for loss in losses)
+            value = tf.reduce_sum(tf.sin(one) * other) + tf.reduce_sum(tf.cos(out))
+        return [one, other, *outer.gradient(value, (x, shift))]
+
+    ours = through(functools.partial(ops.standardize_relu_pool, epsilon=0.001))
+    for value, expected in zip(ours, through(standardize_relu_pool), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_of_equal_entries_the_first_gets_the_gradient():
@@ -177,17 +182,12 @@ def test_of_equal_entries_the_first_gets_the_gradient():
     x = np.random.default_rng(0).normal(size=[1, 2, 4, 4, 3])
     x[0, :, :2, :2] = x[0, :, :1, :1]
     x[0, :, 2, 2:] = 3.0
-    shift, u = tf.ones([1, 1, 1, 1, 3], tf.float64), np.random.default_rng(1).normal(size=[2, 2, 2, 3])
-
-    def plain(x):
-        mean, variance = tf.reduce_mean(x, [0, 1, 2, 3]), tf.math.reduce_variance(x, [0, 1, 2, 3])
-        return tf.nn.max_pool2d(tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 0.001) + 1)[0], 2, 2, "VALID")
-
+    shift, u = tf.ones([1, 1, 1, 1, 3], tf.float64), np.random.default_rng(1).normal(size=[1, 2, 2, 2, 3])
     gradients = []
-    for function in (lambda x: ops.standardize_relu_pool(x, shift, 0.001, 2)[0], plain):
+    for function in (functools.partial(ops.standardize_relu_pool, epsilon=0.001), standardize_relu_pool):
         with tf.GradientTape() as tape:
             inp = tf.constant(x)
             tape.watch(inp)
-            value = tf.reduce_sum(function(inp) * u)
+            value = tf.reduce_sum(function(inp, shift, window=2) * u)
         gradients.append(tape.gradient(value, inp))
     np.testing.assert_allclose(*gradients, rtol=1e-9, atol=1e-11)
