@@ -51,6 +51,8 @@ def map_parts(compute: Callable[[Any], Any], batch: Any, size: int, like: Any) -
         return tf.nest.map_structure(lambda tensor: tensor[None], compute(batch))
     parts = tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [-1, size, *tensor.shape[1:]]), batch)
     signature = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), like)
+    # Called eagerly, tf.map_fn would have AutoGraph rewrite everything that it calls, which takes seconds.
+    compute = tf.autograph.experimental.do_not_convert(compute)
     return tf.map_fn(compute, parts, parallel_iterations=_cores(), fn_output_signature=signature)
 
 

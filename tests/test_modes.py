@@ -4,6 +4,7 @@ Eagerly, in a graph or by XLA; tasks together or one by one; in float64 or float
 """
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -141,6 +142,19 @@ def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
         assert parts.part_size(model.network, *episodes.inputa.shape[:2]) == size
         results.append(everything(model, in_a_graph)(weights, episodes))
     assert relative_error(*results) < TOLERANCES["float64"]
+
+
+def test_a_part_is_computed_by_the_function_that_was_given():
+    """Not by one that AutoGraph generated from it."""
+    files = []
+
+    def compute(batch):
+        files.append(inspect.currentframe().f_code.co_filename)
+        return 2 * batch
+
+    twice = parts.map_parts(compute, tf.range(6.0), 2, tf.range(2.0))
+    np.testing.assert_array_equal(twice, [[0, 2], [4, 6], [8, 10]])
+    assert set(files) == {__file__}
 
 
 @pytest.mark.parametrize(
