@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.images import ImageSplit, check_enough, load_split
+from maml.ops import fused
 
 SPLITS = ("train", "val", "test")
 
@@ -79,7 +80,7 @@ class DataGenerator:
                 classes,
                 shots,
                 queries,
-                turn=config.image_shape[0] if config.datasource == "omniglot" else 0,
+                turn=config.datasource == "omniglot",
             )
         else:
             episodes = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")
@@ -149,14 +150,13 @@ class _ImageTable(NamedTuple):
 
 
 def image_episodes(
-    key: tf.Tensor, table: _ImageTable, tasks: int, num_classes: int, shots: int, queries: int, turn: int = 0
+    key: tf.Tensor, table: _ImageTable, tasks: int, num_classes: int, shots: int, queries: int, turn: bool = False
 ) -> Episodes:
     """N-way tasks: classes, and images of a class, are drawn without replacement.
 
     Args:
-        turn: side of the square one-channel images; each class of a task is then turned by 0, 90,
-            180 or 270 degrees, all its images alike, as the official code does for Omniglot in
-            training and in testing. 0: nothing is turned.
+        turn: each class of a task, square one-channel images, is turned by 0, 90, 180 or 270 degrees, all its
+            images alike, as the official code does for Omniglot in training and in testing.
     """
     keys = tf.unstack(tf.random.split(key, 4, alg="philox"), 4)
     per_class = shots + queries
@@ -173,20 +173,30 @@ def image_episodes(
     order = random_orders(keys[2], [tasks, per_class, num_classes])  # [tasks, K + Q, N]
     rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
     images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
+    quarters = None
     if turn:
-        quarters = tf.cast(_random_bits(keys[3], [tasks, num_classes], 2), tf.int32)
-        quarters = tf.gather(quarters, tf.reshape(order, [tasks, -1]), batch_dims=1)
-        pixels = tf.gather(tf.constant(_turned_pixels(turn)), tf.reshape(quarters, order.shape))
-        images = tf.gather(images, pixels, batch_dims=3)
+        of_class = tf.cast(_random_bits(keys[3], [tasks, num_classes], 2), tf.int32)
+        quarters = tf.reshape(tf.gather(of_class, tf.reshape(order, [tasks, -1]), batch_dims=1), order.shape)
 
-    inputs = tf.reshape(images, [tasks, per_class * num_classes, images.shape[-1]])
-    inputs = tf.cast(inputs, tf.float32) / 255.0
+    inputs = tf.reshape(_as_inputs(images, quarters), [tasks, per_class * num_classes, images.shape[-1]])
     labels = tf.one_hot(tf.reshape(order, [tasks, per_class * num_classes]), num_classes)
     support = shots * num_classes
     return Episodes(inputs[:, :support], labels[:, :support], inputs[:, support:], labels[:, support:])
 
 
-def _turned_pixels(side: int) -> np.ndarray:
-    """For 0 to 3 quarter turns, which pixel of the flat image comes where: int32 [4, side²]."""
-    pixels = np.arange(side * side, dtype=np.int32).reshape(side, side)
-    return np.stack([np.rot90(pixels, quarter).reshape(-1) for quarter in range(4)])
+@fused
+def _as_inputs(images: tf.Tensor, quarters: tf.Tensor | None) -> tf.Tensor:
+    """Bytes [..., pixels] as floats in [0, 1].
+
+    Square one-channel images are turned by `quarters` [...], 0 to 3 quarter turns, as numpy.rot90 turns.
+    """
+    if quarters is not None:
+        side = math.isqrt(images.shape[-1])
+        as_is = tf.reshape(images, [*images.shape[:-1], side, side])
+        flipped = tf.linalg.matrix_transpose(as_is)
+        turns = [as_is, flipped[..., ::-1, :], as_is[..., ::-1, ::-1], flipped[..., ::-1]]
+        turned = turns[0]
+        for count in range(1, 4):
+            turned = tf.where(quarters[..., None, None] == count, turns[count], turned)
+        images = tf.reshape(turned, images.shape)
+    return tf.cast(images, tf.float32) / 255.0
