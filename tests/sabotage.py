@@ -114,8 +114,8 @@ BREAKAGES = [
     Breakage(
         "rotation differing within a class",
         "maml/data_generator.py",
-        "quarters = tf.gather(quarters, tf.reshape(order, [tasks, -1]), batch_dims=1)",
-        "quarters = tf.cast(_random_bits(keys[3], [tasks, per_class * num_classes], 2), tf.int32)",
+        "tf.gather(of_class, tf.reshape(order, [tasks, -1]), batch_dims=1)",
+        "tf.cast(_random_bits(keys[3], [tasks, per_class * num_classes], 2), tf.int32)",
         EPISODES,
     ),
     Breakage(
