@@ -24,7 +24,7 @@ test: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy main.py proc_images.py maml data benchmarks
+	$(BIN)/mypy main.py proc_images.py maml benchmarks
 
 # --strict: a package that could not be looked up is no good news.
 audit:

@@ -71,7 +71,7 @@ def set_up_tensorflow(config: Config) -> None:
     with quiet_stderr():
         import tensorflow as tf
 
-        from maml.parts import set_up_threads
+        from maml.parallel import set_up_threads
 
         tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
         if config.deterministic:
@@ -94,9 +94,9 @@ def run_training(config: Config, given: dict[str, Any]) -> int:
     """Trains, and returns the exit code."""
     from maml import algorithms
     from maml.data_generator import DataGenerator
-    from maml.memory import check_memory
-    from maml.runs import lock_run, open_run
-    from maml.training import train
+    from maml.training.loop import train
+    from maml.training.memory import check_memory
+    from maml.training.runs import lock_run, open_run
 
     check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
@@ -130,10 +130,10 @@ def run_test(given: dict[str, Any]) -> int:
 
     from maml import algorithms, checkpoints
     from maml.data_generator import DataGenerator
-    from maml.evaluation import Evaluator, TestResult, result_table, write_results
     from maml.learner import Learner
-    from maml.memory import check_memory
-    from maml.runs import find_run
+    from maml.training.evaluation import Evaluator, TestResult, result_table, write_results
+    from maml.training.memory import check_memory
+    from maml.training.runs import find_run
 
     folder, config = find_run(given)
     check_memory(config)
@@ -199,8 +199,8 @@ def export(learner) -> None:
 def run_gradient_check(config: Config, given: dict[str, Any]) -> int:
     """Compares the model's meta-gradient with central differences; exit code 1 if it is not exact."""
     from maml.data_generator import DataGenerator
-    from maml.gradient_check import TASKS, check_gradients
     from maml.maml import MAML
+    from maml.training.gradient_check import TASKS, check_gradients
 
     print_setting(config, given)
     config = config.replace(dtype="float64")

@@ -20,11 +20,22 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from data import miniimagenet
-from data.miniimagenet import Found, Picture
 from maml.errors import UserError
-from maml.image_files import MODES, ImageFile, class_images, fit, for_each, listed, opened, opener, reason_of, visible
-from maml.images import DEFAULT_DIRS, SPLITS
+from maml.tasks import miniimagenet
+from maml.tasks.image_files import (
+    MODES,
+    ImageFile,
+    class_images,
+    fit,
+    for_each,
+    listed,
+    opened,
+    opener,
+    reason_of,
+    visible,
+)
+from maml.tasks.images import DEFAULT_DIRS, SPLITS
+from maml.tasks.miniimagenet import Found, Picture
 
 OFFICIAL_QUALITY = 75  # the official script saves with Pillow's default
 OWN_QUALITY = 95

@@ -24,8 +24,8 @@ from benchmarks.figures import BLUE, GREEN, GREY, ORANGE, ROOT, run_main, save, 
 from benchmarks.measure import count, machine, machine_lines, table, write_report
 from maml import algorithms
 from maml.errors import UserError
-from maml.evaluation import results_file
-from maml.runs import find_run
+from maml.training.evaluation import results_file
+from maml.training.runs import find_run
 
 FOREVER = 1_000_000  # iterations: the time ends a training, not their number
 INTERRUPTED = 130

@@ -19,13 +19,13 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.measure import count
-from maml import checkpoints
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.errors import UserError
-from maml.evaluation import results_file
 from maml.maml import MAML
-from maml.runs import find_run
+from maml.training import checkpoints
+from maml.training.evaluation import results_file
+from maml.training.runs import find_run
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"

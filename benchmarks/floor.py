@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from maml.config import Config
-from maml.networks import CONV_BLOCKS, Network
+from maml.models.official import CONV_BLOCKS, Network
 
 
 class Layer(NamedTuple):

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from benchmarks import official_structure
+from maml.algorithms.adam import adam_init
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.maml import MAML
-from maml.optimizer import adam_init
-from maml.parts import set_up_threads
-from maml.training import make_update
+from maml.parallel import set_up_threads
+from maml.training.loop import make_update
 
 PLAIN, PLAIN_SMALL, WHOLE = "plain", "plain, small kernels", "whole official graph"
 OURS, FIRST_ORDER, RECOMPUTED, BFLOAT16 = "ours", "first order", "recomputed", "bfloat16"

@@ -11,15 +11,15 @@ meta-update, namely the query losses after every step of max(num_updates, test_n
 favours this structure.
 
 Source: the official `maml.py` (`construct_model`, `task_metalearn`, `forward_*`) and `utils.py`
-(`conv_block`, `normalize`). No code of `maml.ops` or of the forward passes of `maml.networks`.
+(`conv_block`, `normalize`). No code of `maml.kernels.ops` or of the forward passes of `maml.models.official`.
 """
 
 import tensorflow as tf
 
+from maml.algorithms.adam import AdamState, adam_update
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.networks import Network, Weights
-from maml.optimizer import AdamState, adam_update
+from maml.models.official import Network, Weights
 
 GRADIENT_LIMIT = 10.0
 BATCH_NORM_EPSILON = 0.001

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maml.algorithms.adam import BETA_1, BETA_2, EPSILON
 from maml.config import Config
 from maml.maml import GRADIENT_LIMIT
-from maml.networks import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
-from maml.optimizer import BETA_1, BETA_2, EPSILON
+from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

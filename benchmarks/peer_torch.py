@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from maml.config import Config
 from maml.maml import GRADIENT_LIMIT
-from maml.networks import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
+from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
 
 
 def normalize(inp, weights, layer: int, norm: str):

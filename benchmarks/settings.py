@@ -9,8 +9,8 @@ import numpy as np
 from maml import data_generator
 from maml.config import Config
 from maml.data_generator import DataGenerator
-from maml.images import ImageSplit
-from maml.networks import Network
+from maml.models.official import Network
+from maml.tasks.images import ImageSplit
 
 OMNIGLOT = {"datasource": "omniglot"}
 # Five steps at the paper's 0.01 from fresh weights amplify float32's rounding to percents of the loss, and two

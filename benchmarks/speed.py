@@ -28,9 +28,9 @@ from benchmarks.formulations import BFLOAT16, DEFAULT, FIRST_ORDER, OPTIONS, OUR
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
 from benchmarks.worker import Worker
-from maml import training
 from maml.maml import MAML
-from maml.parts import set_up_threads
+from maml.parallel import set_up_threads
+from maml.training import loop as training
 
 AGREEMENT = 1e-3  # relative, of float32 meta-losses
 SECONDS = 20  # of repetitions of a setting, after which they end
@@ -134,7 +134,7 @@ def measure_generator(setting: Setting, repetitions: int) -> dict[str, Any]:
 
 
 def measure_training(setting: Setting) -> dict[str, Any]:
-    """Iterations a second of `maml.training.train`, with summaries, validations and checkpoints, beside the bare step.
+    """Iterations a second of `maml.training.loop`, with summaries, validations and checkpoints, beside the bare step.
 
     From checkpoint to checkpoint, after a first window in which everything is compiled; after every
     window the bare step is measured, so that a disturbance meets both. Where a window is shorter
@@ -254,7 +254,7 @@ def report(values: dict[str, Any]) -> str:
     header = ["", "episodes/s, generator alone", "bare steps/s", "training, iterations/s", "share of the bare rate"]
     text.append(table([*header, "over iterations"], rates))
     text.append(
-        "*Training* is `maml.training.train` with summaries, validations and checkpoints, at least as often as by\n"
+        "*Training* is `maml.training.loop.train` with summaries, validations and checkpoints, at least as often as by\n"
         "default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
         "of steps in the same process after each window. Without a figure: left out, to keep the run short.\n"
     )

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.images import ImageSplit, check_enough, load_split
-from maml.ops import fused
+from maml.kernels.ops import fused
+from maml.tasks.images import ImageSplit, check_enough, load_split
 
 SPLITS = ("train", "val", "test")
 

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from maml import algorithms, checkpoints
+from maml import algorithms
+from maml.algorithms.protocol import Algorithm
 from maml.config import METRIC, Config
 from maml.errors import UserError
 from maml.files import make_folder, write_json
-from maml.images import read_images
-from maml.interface import Algorithm
-from maml.networks import Weights
-from maml.runs import find_run
+from maml.models.official import Weights
+from maml.tasks.images import read_images
+from maml.training import checkpoints
+from maml.training.runs import find_run
 
 PART = 256  # query images at a time, where they do not depend on each other
 

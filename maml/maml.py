@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from maml import losses
+from maml.algorithms import losses
+from maml.algorithms.adam import adam_init, adam_update
+from maml.algorithms.protocol import Column, TrainState
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.interface import Column, TrainState
-from maml.networks import Network, Weights, is_adapted, with_own_gradients
-from maml.optimizer import adam_init, adam_update
-from maml.parts import map_parts, part_size
-from maml.recompute import recomputed
+from maml.kernels.recompute import recomputed
+from maml.models.official import Network, Weights, is_adapted, with_own_gradients
+from maml.parallel import map_parts, part_size
 
 GRADIENT_LIMIT = 10.0
 
@@ -53,7 +53,7 @@ class MAML:
     def __init__(self, config: Config, network: Network | None = None):
         """Builds the learner for a setting; `network` stands in for the official one.
 
-        Its layers have to take `ops.Shared` for kernels and matrices, as those of `maml.ops` do.
+        Its layers have to take `ops.Shared` for kernels and matrices, as those of `maml.kernels.ops` do.
         """
         self.config = config
         self.network = network or Network.from_config(config)

@@ -9,8 +9,8 @@ import numpy as np
 
 from maml.errors import UserError
 from maml.files import replacing
-from maml.image_files import class_images, folder_images
 from maml.learner import Learner
+from maml.tasks.image_files import class_images, folder_images
 
 
 class Predictions(NamedTuple):

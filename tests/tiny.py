@@ -8,7 +8,7 @@ import tensorflow as tf
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.maml import MAML
-from maml.networks import Network, Weights
+from maml.models.official import Network, Weights
 
 # kind, max_pool, flat_head: every network the flags can ask for.
 NETWORKS = {

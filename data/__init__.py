@@ -1,1 +1,0 @@
-"""The data sets: where they come from and how they are prepared."""

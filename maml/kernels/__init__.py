@@ -1,0 +1,1 @@
+"""Fast forms of operations, each exactly equal to a plain form."""

@@ -1,0 +1,1 @@
+"""Where tasks come from: data sets, their files, their preparation."""

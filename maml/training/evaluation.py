@@ -1,0 +1,134 @@
+"""Measuring what adaptation achieves, and the official meta-test."""
+
+import csv
+import math
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from maml.algorithms.protocol import Algorithm, Column
+from maml.config import METRIC, Config
+from maml.data_generator import DataGenerator, Episodes
+from maml.files import replacing, write_json
+from maml.models.official import Weights
+
+
+class Evaluator:
+    """Measures fixed tasks of a split, `config.evaluation_block` at a time.
+
+    The tasks are a function of the seed and the split alone: asking for more of them adds tasks
+    and changes none.
+    """
+
+    def __init__(self, model: Algorithm, data: DataGenerator):
+        """Prepares the compiled measurement."""
+        self._model, self._data, self._block = model, data, model.config.evaluation_block
+
+        @tf.function(jit_compile=model.compiled, autograph=False, reduce_retracing=True)
+        def measure(weights: Weights, index: tf.Tensor, split: str, tasks: int, num_updates: int):
+            return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
+
+        self._measure = measure
+
+    def batch(self, weights: Weights, split: str, index: int, tasks: int, num_updates: int) -> dict[str, np.ndarray]:
+        """Measures one batch of tasks: "loss" and "accuracy", [tasks, columns]."""
+        measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
+        return {name: values.numpy() for name, values in measures.items()}
+
+    def tasks(self, weights: Weights, split: str, tasks: int, num_updates: int, progress=lambda blocks: blocks):
+        """Measures the first `tasks` tasks of a split: "loss" and "accuracy", [tasks, columns].
+
+        Args:
+            progress: wraps the range of blocks, to show how far it is.
+        """
+        blocks = [
+            self.batch(weights, split, index, self._block, num_updates)
+            for index in progress(range(math.ceil(tasks / self._block)))
+        ]
+        return {name: np.concatenate([block[name] for block in blocks])[:tasks] for name in blocks[0]}
+
+    def first_task(self, weights: Weights, split: str, num_updates: int) -> tuple[Episodes, np.ndarray]:
+        """The first of a split's tasks, a batch of one, and its query outputs after adaptation, [N·Q, dim_output]."""
+        block = self._data.episodes(split, 0, self._block)
+        episodes = Episodes(*(tensor[:1] for tensor in block))
+        inputa, labela, inputb, _ = episodes
+        adapted = self._model.adapt(weights, inputa, labela, num_updates)
+        return episodes, self._model.predict(adapted, inputa, inputb)[0].numpy()
+
+
+class TestResult(NamedTuple):
+    """Mean, standard deviation and half width of the 95 % interval of each column, [columns] each."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    ci95: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "TestResult":
+        """The statistics of [tasks, columns] values, the interval as 1.96 · std / √tasks."""
+        std = values.std(0)
+        return cls(values.mean(0), std, 1.96 * std / math.sqrt(len(values)))
+
+
+def result_table(result: TestResult, config: Config, columns: list[Column]) -> str:
+    """The table of a meta-test, a line a column."""
+    measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
+    lines = []
+    if config.norm == "batch_norm":
+        together = "support and query set together" if config.algorithm in METRIC else "query batch"
+        whose = f"{together} (transductive)" if config.transductive else "support set"
+        lines.append(f"batch-norm statistics: {whose}")
+    lines += [f"{'':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]
+    for column, mean, std, ci95 in zip(columns, *result, strict=True):
+        lines.append(
+            f"{column.label:<26}"
+            f"{mean * scale:>{20 - len(unit)}.4g}{unit}{std * scale:>10.3g}{'± ' + format(ci95 * scale, '.3g'):>16}"
+        )
+    return "\n".join(lines)
+
+
+def results_file(folder: Path, config: Config, suffix: str) -> Path:
+    """Where a meta-test's results stand: the official name, and batch-norm's mode if that is not the official one."""
+    rate = f"_stepsize{config.update_lr}" if config.uses("update_lr") else ""
+    mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
+    return folder / f"test_ubs{config.update_batch_size}{rate}{mode}{suffix}"
+
+
+def write_results(
+    folder: Path, config: Config, values: np.ndarray, result: TestResult, columns: list[Column], checkpoint: str
+) -> Path:
+    """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
+
+    Their names say so if batch-norm's statistics were not the official ones.
+
+    Returns:
+        The path of the .csv.
+    """
+    table = results_file(folder, config, ".csv")
+    with replacing(table) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([column.key for column in columns])
+        for row in result:
+            writer.writerow([float(value) for value in row])
+    with replacing(results_file(folder, config, ".pkl")) as temporary:
+        temporary.write_bytes(pickle.dumps({"mses": values}))
+    write_json(
+        results_file(folder, config, ".json"),
+        {
+            "checkpoint": checkpoint,
+            "split": "test" if config.test_set else "val",
+            "tasks": len(values),
+            "seed": config.seed,
+            "measure": "accuracy" if config.classification else "mean squared error",
+            "bn_mode": config.bn_mode if config.norm == "batch_norm" else None,
+            "columns": [column.label for column in columns],
+            "mean": result.mean.tolist(),
+            "std": result.std.tolist(),
+            "ci95": result.ci95.tolist(),
+            "config": config.to_dict(),
+        },
+    )
+    return table
