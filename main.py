@@ -128,10 +128,11 @@ def run_test(given: dict[str, Any]) -> int:
     """Tests the run that the given flags mean, and returns the exit code."""
     from tqdm import tqdm
 
-    from maml import algorithms, checkpoints
+    from maml import algorithms
     from maml.data_generator import DataGenerator
     from maml.learner import Learner
     from maml.training.evaluation import Evaluator, TestResult, result_table, write_results
+    from maml.training import checkpoints
     from maml.training.memory import check_memory
     from maml.training.runs import find_run
 
