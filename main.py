@@ -131,8 +131,8 @@ def run_test(given: dict[str, Any]) -> int:
     from maml import algorithms
     from maml.data_generator import DataGenerator
     from maml.learner import Learner
-    from maml.training.evaluation import Evaluator, TestResult, result_table, write_results
     from maml.training import checkpoints
+    from maml.training.evaluation import Evaluator, TestResult, result_table, write_results
     from maml.training.memory import check_memory
     from maml.training.runs import find_run
 
@@ -141,7 +141,7 @@ def run_test(given: dict[str, Any]) -> int:
     print_setting(config, given)
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = algorithms.build(config)
-    state, _ = checkpoints.restore(checkpoint, model.init_state())
+    state, _ = checkpoints.restore(checkpoint, model)
     if config.export_dir:
         export(Learner(config, model, state.weights, checkpoint.prefix))
     split = "test" if config.test_set else "val"

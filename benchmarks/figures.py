@@ -102,7 +102,7 @@ def curves(folder: Path, config: Config, support: np.ndarray, grid: np.ndarray) 
         return tf.constant([[[point, *known] for point in x]], config.dtype)
 
     model = MAML(config)
-    state, _ = checkpoints.restore(checkpoints.choose(folder, "latest", -1), model.init_state())
+    state, _ = checkpoints.restore(checkpoints.choose(folder, "latest", -1), model)
     labels = [tf.constant(true_function(x)[None, :, None], config.dtype) for x in (support, grid)]
     episodes = Episodes(inputs(support), labels[0], inputs(grid), labels[1])
     before = model.forward(episodes.inputb, state.weights)

@@ -254,8 +254,8 @@ def report(values: dict[str, Any]) -> str:
     header = ["", "episodes/s, generator alone", "bare steps/s", "training, iterations/s", "share of the bare rate"]
     text.append(table([*header, "over iterations"], rates))
     text.append(
-        "*Training* is `maml.training.loop.train` with summaries, validations and checkpoints, at least as often as\n"
-        "by default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
+        "*Training* is `maml.training.loop` with summaries, validations and checkpoints, at least as often as by\n"
+        "default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
         "of steps in the same process after each window. Without a figure: left out, to keep the run short.\n"
     )
     return "\n".join(text)

@@ -4,6 +4,7 @@ Sampling is stateless and runs wherever the computation runs (inside a compiled 
 a training can be repeated, and resumed at any iteration, without any generator state.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.kernels.ops import fused
 from maml.tasks.images import ImageSplit, check_enough, load_split
 
 SPLITS = ("train", "val", "test")
@@ -23,6 +23,8 @@ INPUT_RANGE = (-5.0, 5.0)
 
 class Episodes(NamedTuple):
     """A batch of B tasks: N-way K-shot with Q query examples a class (sinusoid: K and Q points).
+
+    One task, as a learner sees it, is the same without the leading axis.
 
     inputa: [B, N·K, dim_input], support set; images are flat, in [0, 1].
     labela: [B, N·K, dim_output], one-hot for classification.
@@ -36,6 +38,11 @@ class Episodes(NamedTuple):
     labela: tf.Tensor
     inputb: tf.Tensor
     labelb: tf.Tensor
+
+    def tasks(self) -> list["Episodes"]:
+        """The tasks one by one, without the leading axis."""
+        count = tf.nest.flatten(self)[0].shape[0]
+        return [tf.nest.map_structure(lambda tensor: tensor[i], self) for i in range(count)]  # noqa: B023
 
 
 class DataGenerator:
@@ -184,7 +191,7 @@ def image_episodes(
     return Episodes(inputs[:, :support], labels[:, :support], inputs[:, support:], labels[:, support:])
 
 
-@fused
+@functools.partial(tf.function, jit_compile=True, autograph=False)  # one pass over the bytes
 def _as_inputs(images: tf.Tensor, quarters: tf.Tensor | None) -> tf.Tensor:
     """Bytes [..., pixels] as floats in [0, 1].
 

@@ -22,7 +22,7 @@ from maml.algorithms.protocol import Algorithm
 from maml.config import METRIC, Config
 from maml.errors import UserError
 from maml.files import make_folder, write_json
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 from maml.tasks.images import read_images
 from maml.training import checkpoints
 from maml.training.runs import find_run
@@ -52,7 +52,7 @@ def open_learner(given: dict[str, Any]) -> "Learner":
     folder, config = find_run(given)
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = algorithms.build(config)
-    state, _ = checkpoints.restore(checkpoint, model.init_state())
+    state, _ = checkpoints.restore(checkpoint, model)
     return Learner(config, model, state.weights, checkpoint.prefix)
 
 
@@ -98,9 +98,9 @@ class Learner:
         """
         inputs = self._inputs(support_images, "support_images")
         if self.config.classification:
-            classes, labels = self._one_hot(support_labels, inputs.shape[1])
+            classes, labels = self._one_hot(support_labels, len(inputs))
         else:
-            classes, labels = (), self._targets(support_labels, inputs.shape[1])
+            classes, labels = (), self._targets(support_labels, len(inputs))
         state = self.model.adapt(self.weights, inputs, labels, self._steps(num_updates))
         return Adapted(self, classes, inputs, state)
 
@@ -154,11 +154,11 @@ class Learner:
         return steps
 
     def _inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
-        """[1, n, dim_input] of images, or of the numbers of a regression."""
+        """[n, dim_input] of images, or of the numbers of a regression."""
         array, (size, channels) = np.asarray(images), self.config.image_shape
         shapes: list[tuple[int, ...]] = [(size, size, channels)] + [(size, size)] * (channels == 1)
         if not self.config.classification:
-            shapes = [(self.model.network.dim_input,)]
+            shapes = [self.model.model.input_shape]
         if array.shape[1:] not in shapes or len(array) == 0:
             needed = " or ".join(f"[n, {', '.join(map(str, shape))}]" for shape in shapes)
             raise UserError(f"{name}: shape {list(array.shape)}, needed {needed} with n of 1 or more")
@@ -172,10 +172,10 @@ class Learner:
             raise UserError(
                 f"{name}: floats from {array.min():g} to {array.max():g}, needed 0 to 1 (or uint8 from 0 to 255)"
             )
-        return tf.constant(array.reshape(1, len(array), -1), self.config.dtype)
+        return tf.constant(array.reshape(len(array), -1), self.config.dtype)
 
     def _one_hot(self, labels: Sequence[Hashable] | np.ndarray, examples: int) -> tuple[tuple, tf.Tensor]:
-        """The classes in the order of their first example, and the labels as [1, examples, N]."""
+        """The classes in the order of their first example, and the labels as [examples, N]."""
         given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
         try:
             classes = tuple(dict.fromkeys(given))
@@ -189,7 +189,7 @@ class Learner:
                 f"tasks: give images of exactly {self.config.num_classes} classes"
             )
         index = {label: column for column, label in enumerate(classes)}
-        return classes, tf.one_hot([[index[label] for label in given]], len(classes), dtype=self.config.dtype)
+        return classes, tf.one_hot([index[label] for label in given], len(classes), dtype=self.config.dtype)
 
     def _targets(self, values: Any, examples: int) -> tf.Tensor:
         array = np.asarray(values)
@@ -197,7 +197,7 @@ class Learner:
             raise UserError(
                 f"support_labels: shape {list(array.shape)}, needed [{examples}, 1], a value for each input"
             )
-        return tf.constant(_numbers(array, "support_labels")[None], self.config.dtype)
+        return tf.constant(_numbers(array, "support_labels"), self.config.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Adapted:
 
     learner: it.
     classes: the labels, in the order of the columns of `predict_proba`; empty for a sinusoid run.
-    support: [1, S, dim_input].
+    support: [S, dim_input].
     state: what the model's `adapt` returned.
     """
 
@@ -243,9 +243,9 @@ class Adapted:
 
     def _outputs(self, images: np.ndarray) -> tf.Tensor:
         inputs = self.learner._inputs(images, "images")
-        together = inputs.shape[1] if self.learner.config.transductive else PART
-        parts = [inputs[:, start : start + together] for start in range(0, inputs.shape[1], together)]
-        return tf.concat([self.learner.model.predict(self.state, self.support, part)[0] for part in parts], 0)
+        together = len(inputs) if self.learner.config.transductive else PART
+        parts = [inputs[start : start + together] for start in range(0, len(inputs), together)]
+        return tf.concat([self.learner.model.predict(self.state, self.support, part) for part in parts], 0)
 
 
 class _Exported(tf.Module):
@@ -264,7 +264,7 @@ def _signature(learner: Learner, variables: list[tf.Variable], num_updates: int)
     if config.classification:
         kind, shape, labels = "images", [None, size, size, channels], tf.TensorSpec([None], tf.int64, "support_labels")
     else:
-        kind, shape = "inputs", [None, model.network.dim_input]
+        kind, shape = "inputs", [None, *model.model.input_shape]
         labels = tf.TensorSpec([None, 1], tf.float32, "support_labels")
     examples = [tf.TensorSpec(shape, tf.float32, f"{role}_{kind}") for role in ("support", "query")]
 
@@ -272,12 +272,12 @@ def _signature(learner: Learner, variables: list[tf.Variable], num_updates: int)
     def predict(support, labels, query):
         weights = {name: variable.read_value() for name, variable in zip(learner.weights, variables, strict=True)}
         support, query = (
-            tf.cast(tf.reshape(given, [1, -1, model.network.dim_input]), config.dtype) for given in (support, query)
+            tf.cast(tf.reshape(given, [-1, *model.model.input_shape]), config.dtype) for given in (support, query)
         )
         if config.classification:
             labels = tf.one_hot(labels, config.num_classes)
-        state = model.adapt(weights, support, tf.cast(labels, config.dtype)[None], num_updates)
-        outputs = tf.cast(model.predict(state, support, query)[0], tf.float32)
+        state = model.adapt(weights, support, tf.cast(labels, config.dtype), num_updates)
+        outputs = tf.cast(model.predict(state, support, query), tf.float32)
         return {"probabilities": tf.nn.softmax(outputs)} if config.classification else {"values": outputs}
 
     return predict

@@ -1,25 +1,25 @@
 """The algorithms by name."""
 
-from collections.abc import Callable
+import importlib
+from typing import TYPE_CHECKING
 
-from maml.algorithms.matching import MatchingNetworks
-from maml.algorithms.protocol import Algorithm
-from maml.algorithms.protonet import PrototypicalNetworks
-from maml.algorithms.reptile import Reptile
-from maml.config import Config
 from maml.errors import UserError
-from maml.maml import MAML
 
-BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
-    "maml": MAML,
-    "matching": MatchingNetworks,
-    "protonet": PrototypicalNetworks,
-    "reptile": Reptile,
+if TYPE_CHECKING:
+    from maml.algorithms.protocol import Algorithm
+    from maml.config import Config
+
+WHERE = {
+    "maml": "maml.maml:MAML",
+    "matching": "maml.algorithms.matching:MatchingNetworks",
+    "protonet": "maml.algorithms.protonet:PrototypicalNetworks",
+    "reptile": "maml.algorithms.reptile:Reptile",
 }
 
 
-def build(config: Config) -> Algorithm:
+def build(config: "Config") -> "Algorithm":
     """The learner that `--algorithm` names."""
-    if config.algorithm not in BUILDERS:
+    if config.algorithm not in WHERE:
         raise UserError(f"--algorithm={config.algorithm}: not built yet")
-    return BUILDERS[config.algorithm](config)
+    module, name = WHERE[config.algorithm].split(":")
+    return getattr(importlib.import_module(module), name)(config)

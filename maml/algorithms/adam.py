@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 

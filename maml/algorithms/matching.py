@@ -15,7 +15,8 @@ Batch-norm takes its statistics from support and query set together, see `maml/m
 import tensorflow as tf
 
 from maml.algorithms.metric import MetricLearner
-from maml.models.official import Weights, glorot_uniform
+from maml.models.official import glorot_uniform
+from maml.models.protocol import Weights
 
 Step = tuple[tf.Tensor, tf.Tensor]
 
@@ -27,7 +28,7 @@ class MatchingNetworks(MetricLearner):
         """Those of the embedding, and of the three LSTMs of full context embeddings."""
         weights = super().construct_weights(seed)
         if self.config.fce:
-            dim = self.network.dim_embedding
+            dim = self.model.dim_embedding
             # Rows: the input's, then the recurrent ones: the state's and, for the attention LSTM, the read-out's.
             rows = {"forward": 2 * dim, "backward": 2 * dim, "attention": 3 * dim}
             for position, name in enumerate(rows):
@@ -39,39 +40,39 @@ class MatchingNetworks(MetricLearner):
     def logits(self, weights: Weights, support: tf.Tensor, labels: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
         """Logarithms of the attention that each class has; arguments as in `MetricLearner.logits`.
 
-        P(y | x) = Σ_i a(x, x_i) y_i, a = softmax of the likeness, the paper's equations 1 and 2.
+        P(y | x) = Σ_i a(x, x_i) y_i, a = softmax of the similarity, the paper's equations 1 and 2.
         """
         if self.config.fce:
             support = contextual_support(support, weights)
             query = contextual_query(query, support, weights, self.config.unrolling_steps)
-        return class_attention(self.likeness(weights, query, support), labels)
+        return class_attention(self.similarity(weights, query, support), labels)
 
 
-def class_attention(likeness: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Log Σ_{i of class k} softmax_i(likeness), for every query and class.
+def class_attention(similarity: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Log Σ_{i of class k} softmax_i(similarity), for every query and class.
 
     Args:
-        likeness: [tasks, queries, examples].
-        labels: one-hot [tasks, examples, N].
+        similarity: [queries, examples].
+        labels: one-hot [examples, N].
 
     Returns:
-        [tasks, queries, N].
+        [queries, N].
     """
-    log_attention = tf.nn.log_softmax(likeness)[..., None]
-    of_class = labels[:, None] > 0
+    log_attention = tf.nn.log_softmax(similarity)[..., None]
+    of_class = labels > 0
     nothing = tf.constant(log_attention.dtype.min, log_attention.dtype)
-    return tf.reduce_logsumexp(tf.where(of_class, log_attention, nothing), 2)
+    return tf.reduce_logsumexp(tf.where(of_class, log_attention, nothing), 1)
 
 
 def contextual_support(support: tf.Tensor, weights: Weights) -> tf.Tensor:
     """g(x_i) = →h_i + ←h_i + g'(x_i), of a bidirectional LSTM over the support set in its random order.
 
     Args:
-        support: g', [tasks, examples, dim].
+        support: g', [examples, dim].
     """
     ahead = _run_lstm(support, weights, "forward")
-    back = _run_lstm(tf.reverse(support, [1]), weights, "backward")
-    return ahead + tf.reverse(back, [1]) + support
+    back = _run_lstm(tf.reverse(support, [0]), weights, "backward")
+    return ahead + tf.reverse(back, [0]) + support
 
 
 def contextual_query(query: tf.Tensor, support: tf.Tensor, weights: Weights, steps: int) -> tf.Tensor:
@@ -81,8 +82,8 @@ def contextual_query(query: tf.Tensor, support: tf.Tensor, weights: Weights, ste
     h and c are zero at the start; the first r is therefore the support set's mean.
 
     Args:
-        query: f', [tasks, queries, dim].
-        support: g, [tasks, examples, dim].
+        query: f', [queries, dim].
+        support: g, [examples, dim].
     """
     hidden, cell = tf.zeros_like(query), tf.zeros_like(query)
     for _ in range(steps):
@@ -110,11 +111,11 @@ def lstm_step(inp: tf.Tensor, recurrent: tf.Tensor, cell: tf.Tensor, weights: We
 
 
 def _run_lstm(inp: tf.Tensor, weights: Weights, name: str) -> tf.Tensor:
-    """The outputs [tasks, steps, dim] of an LSTM over [tasks, steps, dim], from zero."""
+    """The outputs [steps, dim] of an LSTM over [steps, dim], from zero."""
 
     def step(state: Step, row: tf.Tensor) -> Step:
         return lstm_step(row, *state, weights, name)
 
-    zeros = tf.zeros_like(inp[:, 0])
-    outputs, _ = tf.scan(step, tf.transpose(inp, [1, 0, 2]), (zeros, zeros))
-    return tf.transpose(outputs, [1, 0, 2])
+    zeros = tf.zeros([1, inp.shape[-1]], inp.dtype)
+    outputs, _ = tf.scan(step, inp[:, None], (zeros, zeros))
+    return outputs[:, 0]

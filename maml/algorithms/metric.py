@@ -1,61 +1,69 @@
 """What prototypical and matching networks share: an embedding is meta-learned, and nothing is adapted.
 
-A query is classified by how alike its embedding is to those of the support set. The embedding is
+A query is classified by how similar its embedding is to those of the support set. The embedding is
 the convolutional network of the other algorithms without its head. All tasks have the same
-weights, so a task at a time is computed, by plain convolutions.
+weights.
 """
 
 import abc
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from maml.algorithms import losses
-from maml.algorithms.adam import adam_init, adam_update
-from maml.algorithms.protocol import Column, TrainState
+from maml.algorithms.adam import AdamState, adam_init, adam_update
+from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.models.official import Network, Weights
-from maml.parallel import map_parts
+from maml.models.official import Network
+from maml.models.protocol import Weights
+from maml.parallel import map_tasks, mean_over_tasks
 
 LEARNT_SCALE = 10.0  # where a learnt scale starts
+LOG_SCALE = "likeness/log_scale"  # the name in checkpoints since the first of them
 TINY = 1e-12
 
 
-class MetricLearner(abc.ABC):
+class MetricState(NamedTuple):
+    """Everything that a training changes; `metatrain` is Adam's."""
+
+    weights: Weights
+    metatrain: AdamState
+
+
+class MetricLearner(Algorithm):
     """A learner of an embedding; `construct_weights` and `logits` make it a certain one."""
 
-    compiled = False  # XLA's convolutions are slow on the CPU
-
-    def __init__(self, config: Config):
-        """Builds the learner for a setting."""
+    def __init__(self, config: Config, model: Network | None = None):
+        """Builds the learner for a setting; `model` stands in for the official network."""
         self.config = config
-        self.network = Network.from_config(config)
+        self.model: Network = model or Network.from_config(config)
 
     def construct_weights(self, seed: int) -> Weights:
-        """Fresh weights: the embedding's and, if it is learnt, the logarithm of the likeness's scale."""
-        weights = self.network.construct_embedding(seed)
+        """Fresh weights: the embedding's and, if it is learnt, the logarithm of the similarity's scale."""
+        weights = {name: weight for name, weight in self.model.init(seed).items() if name not in self.model.head}
         if self.config.attention_scale == 0:
-            weights["likeness/log_scale"] = tf.constant(math.log(LEARNT_SCALE), self.config.dtype)
+            weights[LOG_SCALE] = tf.constant(math.log(LEARNT_SCALE), self.config.dtype)
         return weights
 
     @abc.abstractmethod
     def logits(self, weights: Weights, support: tf.Tensor, labels: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        """What the softmax turns into the queries' class probabilities.
+        """What the softmax turns into the class probabilities of one task's queries.
 
         Args:
             weights: all of them.
-            support: embeddings [tasks, N·K, dim_embedding].
-            labels: one-hot [tasks, N·K, N].
-            query: embeddings [tasks, N·Q, dim_embedding].
+            support: embeddings [N·K, dim_embedding].
+            labels: one-hot [N·K, N].
+            query: embeddings [N·Q, dim_embedding].
 
         Returns:
-            [tasks, N·Q, N].
+            [N·Q, N].
         """
 
-    def likeness(self, weights: Weights, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-        """How alike embeddings are, times the scale: [tasks, n, dim] and [tasks, m, dim] → [tasks, n, m]."""
-        scale = self.config.attention_scale or tf.exp(weights["likeness/log_scale"])
+    def similarity(self, weights: Weights, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+        """Similarities of embeddings, times the scale: [n, dim] and [m, dim] → [n, m]."""
+        scale = self.config.attention_scale or tf.exp(weights[LOG_SCALE])
         return scale * (cosine if self.config.distance == "cosine" else minus_squared_distance)(first, second)
 
     def adapt(
@@ -65,47 +73,39 @@ class MetricLearner(abc.ABC):
         return weights, labela
 
     def predict(self, adapted: tuple[Weights, tf.Tensor], inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
-        """Logits of the query sets, [tasks, N·Q, N].
+        """Logits of one task's query set, [N·Q, N].
 
         Support and query set are embedded together: both are standardized by the same statistics, those
         of the whole task, or with `--bn_mode=support` those of the support set.
         """
         weights, labels = adapted
-        support = tf.shape(inputa)[1]
+        support = tf.shape(inputa)[0]
         reference = support if self.config.bn_mode == "support" else None
-        embedded = self.network.embed(tf.concat([inputa, inputb], 1), weights, reference)
-        return self.logits(weights, embedded[:, :support], labels, embedded[:, support:])
-
-    def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Mean cross-entropy of each task's queries, [tasks]."""
-        return losses.xent(outputs, labels, labels.shape[1])
+        embedded = self.model.embed(weights, tf.concat([inputa, inputb], 0), reference)
+        return self.logits(weights, embedded[:support], labels, embedded[support:])
 
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The mean loss of the query sets, and its gradient."""
 
-        def of_task(episodes: Episodes) -> tuple[tf.Tensor, Weights]:
-            inputa, labela, inputb, labelb = episodes
+        def of_task(task: Episodes) -> tuple[tf.Tensor, Weights]:
             with tf.GradientTape() as tape:
                 tape.watch(weights)
-                loss = tf.reduce_mean(self.loss_func(self.predict((weights, labela), inputa, inputb), labelb))
+                loss = losses.mean_xent(self.predict((weights, task.labela), task.inputa, task.inputb), task.labelb)
             return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
 
-        tasks = map_parts(of_task, episodes, 1, (tf.zeros([], self.config.dtype), weights))
-        return tf.nest.map_structure(lambda values: tf.reduce_mean(values, 0), tasks)
+        return mean_over_tasks(of_task, episodes, (tf.zeros([], self.config.dtype), weights))
 
-    def init_state(self) -> TrainState:
+    def init_state(self) -> MetricState:
         """Fresh weights from the config's seed, and Adam at zero."""
         weights = self.construct_weights(self.config.seed)
-        return TrainState(weights, adam_init({}), adam_init(weights))
+        return MetricState(weights, adam_init(weights))
 
-    def update(self, state: TrainState, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[TrainState, tf.Tensor]:
+    def apply(self, state: MetricState, gradients: Weights, iteration: tf.Tensor | int) -> MetricState:
         """One step of Adam; its rate is halved every `halving_interval` iterations."""
-        loss, gradients = self.gradient(state.weights, episodes, iteration)
         rate, interval = self.config.meta_lr, self.config.halving_interval
         if interval:
             rate *= tf.pow(tf.constant(0.5, self.config.dtype), tf.cast(iteration // interval, self.config.dtype))
-        weights, adam = adam_update(state.weights, gradients, state.metatrain, rate)
-        return state._replace(weights=weights, metatrain=adam), loss
+        return MetricState(*adam_update(state.weights, gradients, state.metatrain, rate))
 
     def columns(self, num_updates: int) -> list[Column]:
         """The query set alone: there is no before and after."""
@@ -119,19 +119,19 @@ class MetricLearner(abc.ABC):
     def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
         """Mean loss and accuracy of every task's query set, [tasks, 1] each."""
 
-        def of_task(episodes: Episodes) -> dict[str, tf.Tensor]:
-            inputa, labela, inputb, labelb = episodes
-            outputs = self.predict((weights, labela), inputa, inputb)
-            return {"loss": self.loss_func(outputs, labelb), "accuracy": losses.accuracy(outputs, labelb)}
+        def of_task(task: Episodes) -> dict[str, tf.Tensor]:
+            outputs = self.predict((weights, task.labela), task.inputa, task.inputb)
+            measures = {"loss": losses.mean_xent, "accuracy": losses.accuracy}
+            return {name: measure(outputs, task.labelb)[None] for name, measure in measures.items()}
 
-        like = {name: tf.zeros([1], self.config.dtype) for name in ("loss", "accuracy")}
-        return map_parts(of_task, episodes, 1, like)
+        like = dict.fromkeys(("loss", "accuracy"), tf.TensorSpec([1], self.config.dtype))
+        return map_tasks(of_task, episodes, like)
 
 
 def minus_squared_distance(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """−‖a − b‖² = 2 a·b − ‖a‖² − ‖b‖² of all pairs: [tasks, n, dim] and [tasks, m, dim] → [tasks, n, m]."""
+    """−‖a − b‖² = 2 a·b − ‖a‖² − ‖b‖² of all pairs: [n, dim] and [m, dim] → [n, m]."""
     norms = [tf.reduce_sum(tf.square(vectors), -1) for vectors in (first, second)]
-    return 2 * tf.matmul(first, second, transpose_b=True) - norms[0][:, :, None] - norms[1][:, None]
+    return 2 * tf.matmul(first, second, transpose_b=True) - norms[0][:, None] - norms[1]
 
 
 def cosine(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:

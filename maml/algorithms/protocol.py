@@ -1,26 +1,14 @@
-"""What training, testing and checkpoints ask of an algorithm, and what all algorithms share."""
+"""What training, testing and checkpoints ask of an algorithm. On one screen, so that another one is easily added."""
 
-from typing import Any, NamedTuple, Protocol
+import abc
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from maml.algorithms.adam import AdamState
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.models.official import Network, Weights
-
-
-class TrainState(NamedTuple):
-    """Everything a training changes.
-
-    weights: what is meta-learned.
-    pretrain, metatrain: pre-training and meta-training have an Adam of their own; one that an
-        algorithm has no use for is `adam_init({})`.
-    """
-
-    weights: Weights
-    pretrain: AdamState
-    metatrain: AdamState
+from maml.models.protocol import Model, Weights
 
 
 class Column(NamedTuple):
@@ -36,41 +24,53 @@ class Column(NamedTuple):
     tag: str
 
 
-class Algorithm(Protocol):
+class Algorithm(abc.ABC):
     """A learner: `maml.algorithms.build` makes that of a config.
 
+    Its state is a NamedTuple of tensors and dicts of tensors. `state.weights` is what is meta-learned; what else is in
+    it is the algorithm's own business.
+
     config: the run's setting.
-    network: the network that it meta-learns.
-    compiled: whether XLA should compile what it computes.
+    model: what it meta-learns.
     """
 
     config: Config
-    network: Network
-    compiled: bool
+    model: Model
 
-    def init_state(self) -> TrainState:
+    @abc.abstractmethod
+    def init_state(self) -> Any:
         """The state before the first update, a function of the config's seed."""
 
-    def update(self, state: TrainState, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[TrainState, tf.Tensor]:
-        """One update on a batch of training tasks: the new state, and the loss before the update, [].
+    @abc.abstractmethod
+    def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
+        """The mean loss of a batch of training tasks, [], and what is to be done about it, by weight.
 
         Args:
+            episodes: the tasks, with a leading task axis.
             iteration: how many updates came before, [].
         """
 
-    def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
-        """The loss of an update, and what its optimizer takes for the gradient, by weight."""
+    @abc.abstractmethod
+    def apply(self, state: Any, gradients: Weights, iteration: tf.Tensor | int) -> Any:
+        """The state after the update by these gradients."""
 
+    @abc.abstractmethod
     def adapt(self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int) -> Any:
-        """What is learned from support sets of any size, balanced or not; only `predict` reads it."""
-
-    def predict(self, adapted: Any, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
-        """Outputs (logits) of the query sets `inputb`, [tasks, N·Q, dim_output].
+        """What is learned from one task's support set, of any size, balanced or not; only `predict` reads it.
 
         Args:
-            adapted: what `adapt` made of the support sets `inputa`.
+            inputa, labela: [examples, …].
         """
 
+    @abc.abstractmethod
+    def predict(self, adapted: Any, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:
+        """Outputs of the same task's query set `inputb`, [examples, dim_output].
+
+        Args:
+            adapted: what `adapt` made of the support set `inputa`.
+        """
+
+    @abc.abstractmethod
     def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
         """The measures "loss" and, for classification, "accuracy" of every task: [tasks, columns].
 
@@ -78,9 +78,24 @@ class Algorithm(Protocol):
             num_updates: inner steps, where the algorithm takes as many as it is asked for.
         """
 
+    @abc.abstractmethod
     def columns(self, num_updates: int) -> list[Column]:
         """What the columns of `evaluate` are."""
 
     @property
+    @abc.abstractmethod
     def reported(self) -> tuple[int, ...]:
         """The columns that the lines printed in training show; the last chooses the best checkpoint."""
+
+    def adaptation(self, weights: Weights, episodes: Episodes) -> Iterator[tuple[str, Any]]:
+        """What a training update computes inside, in its order, as (name, tensors): for finding what is not finite."""
+        return iter(())
+
+    def checkpoint_names(self, weights: Weights) -> dict[str, str]:
+        """The name under which a checkpoint keeps each weight."""
+        return self.model.checkpoint_names(weights)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether XLA is to compile what it computes."""
+        return self.model.compiled

@@ -12,28 +12,28 @@ testing the running statistics of the training.
 import tensorflow as tf
 
 from maml.algorithms.metric import MetricLearner
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 
 class PrototypicalNetworks(MetricLearner):
     """The learner."""
 
     def logits(self, weights: Weights, support: tf.Tensor, labels: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        """How alike each query is to each prototype; arguments as in `MetricLearner.logits`.
+        """The similarity of each query to each prototype; arguments as in `MetricLearner.logits`.
 
         p(y = k | x) = softmax_k(−‖f(x) − c_k‖²), the paper's equation 2.
         """
-        return self.likeness(weights, query, prototypes(support, labels))
+        return self.similarity(weights, query, prototypes(support, labels))
 
 
 def prototypes(support: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """The mean embedding of each class, the paper's equation 1.
 
     Args:
-        support: [tasks, examples, dim_embedding].
-        labels: one-hot [tasks, examples, N], at least one example of each class.
+        support: [examples, dim_embedding].
+        labels: one-hot [examples, N], at least one example of each class.
 
     Returns:
-        [tasks, N, dim_embedding].
+        [N, dim_embedding].
     """
-    return tf.matmul(labels, support, transpose_a=True) / tf.reduce_sum(labels, 1)[..., None]
+    return tf.matmul(labels, support, transpose_a=True) / tf.reduce_sum(labels, 0)[:, None]

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 
 def recomputed(step: Callable[..., Any]) -> Callable[..., Any]:

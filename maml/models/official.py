@@ -2,9 +2,7 @@
 
 A `Weights` dict holds the adapted weights under the official names (`w1`, `b1`, … or `conv1`,
 `b1`, …, `w5`, `b5`) and the normalisations' `model/<i>/beta` and `model/<i>/gamma`, which are
-meta-learned but not adapted by MAML. Every forward pass carries a task axis: inputs are
-[tasks, examples, dim_input], and an adapted weight either is shared by the tasks or has a
-leading task axis, as fast weights do.
+meta-learned but not adapted by MAML.
 
 Source: the official `maml.py` (`construct_*`, `forward_*`) and `utils.py` (`conv_block`,
 `normalize`).
@@ -17,9 +15,10 @@ import math
 import tensorflow as tf
 
 from maml.config import Config
-from maml.kernels import ops
-
-Weights = dict[str, tf.Tensor]
+from maml.kernels.batch_norm import batch_norm_relu_pool, standardize
+from maml.kernels.convolution import conv2d
+from maml.kernels.pooling import max_pool
+from maml.models.protocol import Model, Weights
 
 BATCH_NORM_EPSILON = 0.001
 LAYER_NORM_EPSILON = 1e-12
@@ -27,10 +26,10 @@ CONV_BLOCKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """The shape of a network: everything that decides which weights it has.
+class Network(Model):
+    """A network of the official code: everything that decides which weights it has.
 
-    dim_input: numbers of an example (image_size² · channels for images).
+    dim_input: elements of an example (image_size² · channels for images).
     dim_output: outputs of an example.
     dim_hidden: units of the hidden layers (fully connected) or filters of every block.
     image_size, channels: of the images; 0 where there are none.
@@ -74,101 +73,84 @@ class Network:
 
     @property
     def largest_matrix(self) -> int:
-        """Numbers in the largest matrix of a fully connected network."""
+        """Elements of the largest matrix of a fully connected network."""
         sizes = [self.dim_input, *self.dim_hidden, self.dim_output]
         return max(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(sizes))
 
     @property
     def map_size(self) -> int:
-        """Height and width of the last block's map."""
+        """Height and width of the last block's feature maps."""
         size = self.image_size
         for _ in range(CONV_BLOCKS):
             size = size // 2 if self.max_pool else math.ceil(size / 2)
         return size
 
     @property
-    def largest_map(self) -> int:
-        """Numbers in the first block's map of an example."""
-        size = self.image_size if self.max_pool else math.ceil(self.image_size / 2)
-        return size**2 * self.dim_hidden[0]
+    def dim_embedding(self) -> int:
+        """Elements of the last block's feature maps of an example."""
+        return self.map_size**2 * self.dim_hidden[0]
 
-    def construct_weights(self, seed: int) -> Weights:
+    @property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of an example: images are flat."""
+        return (self.dim_input,)
+
+    @property
+    def layers(self) -> int:
+        """Layers or blocks with weights of their own, the head included."""
+        return CONV_BLOCKS + 1 if self.kind == "conv" else len(self.dim_hidden) + 1
+
+    @property
+    def head(self) -> frozenset[str]:  # type: ignore[override]
+        """The last layer's matrix and bias."""
+        return frozenset([f"w{self.layers}", f"b{self.layers}"])
+
+    @property
+    def adapted(self) -> frozenset[str]:  # type: ignore[override]
+        """Kernels, matrices and biases; not the normalisations' shifts and scales."""
+        name = "conv" if self.kind == "conv" else "w"
+        body = [f"{kind}{layer}" for layer in range(1, self.layers) for kind in (name, "b")]
+        return self.head.union(body)
+
+    @property
+    def compiled(self) -> bool:  # type: ignore[override]
+        """Fully connected networks are."""
+        return self.kind == "fc"
+
+    def init(self, seed: int) -> Weights:
         """Fresh weights, a function of `seed` alone, in `dtype`."""
         construct = construct_conv_weights if self.kind == "conv" else construct_fc_weights
         return {name: tf.cast(weight, self.dtype) for name, weight in construct(self, seed).items()}
 
-    def forward(self, inp: tf.Tensor, weights: Weights, reference: int | tf.Tensor | None = None) -> tf.Tensor:
-        """Outputs [tasks, examples, dim_output] of inputs [tasks, examples, dim_input].
-
-        Args:
-            reference: batch-norm takes its statistics from so many examples, the first ones, instead of
-                from all. For prediction: not made to be fast, nor to be differentiated.
-        """
+    def apply(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Outputs [examples, dim_output] of one task's inputs [examples, dim_input]; see `Model.apply`."""
         forward = forward_conv if self.kind == "conv" else forward_fc
-        return forward(inp, _for_layers(weights, inp.shape[0]), self, reference)
+        return forward(inputs, weights, self, reference)
 
-    def construct_embedding(self, seed: int) -> Weights:
-        """Fresh weights of the convolutional network without its head."""
-        weights = self.construct_weights(seed)
-        return {name: weight for name, weight in weights.items() if name not in ("w5", "b5")}
+    def embed(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """The last block's feature maps, flattened: [examples, dim_input] → [examples, dim_embedding]."""
+        return tf.reshape(forward_blocks(inputs, weights, self, reference), [-1, self.dim_embedding])
 
-    def embed(self, inp: tf.Tensor, weights: Weights, reference: int | tf.Tensor | None = None) -> tf.Tensor:
-        """The last block's maps, flattened: [tasks, examples, dim_input] → [tasks, examples, dim_embedding]."""
-        maps = forward_blocks(inp, _for_layers(weights, inp.shape[0]), self, reference)
-        return tf.reshape(maps, [inp.shape[0], -1, self.dim_embedding])
+    def checkpoint_names(self, weights: Weights) -> dict[str, str]:
+        """The official variables: {"conv1": "model/conv1", "b1": "model/Variable", …}.
 
-    @property
-    def dim_embedding(self) -> int:
-        """Numbers in the last block's map of an example."""
-        return self.map_size**2 * self.dim_hidden[0]
-
-
-def is_adapted(name: str) -> bool:
-    """Whether the inner loop adapts this weight: not the normalisations' `model/…`, nor another with a slash."""
-    return "/" not in name
-
-
-def is_shared(name: str, weight: tf.Tensor) -> bool:
-    """Whether an adapted weight has no task axis."""
-    ranks = {"c": 4, "w": 2, "b": 1}  # of kernels, matrices and biases that the tasks share
-    return is_adapted(name) and len(weight.shape) == ranks.get(name[0])
-
-
-def is_dense(name: str, weight: tf.Tensor) -> bool:
-    """Whether a weight is shared and to be computed with as it is: a kernel, or a matrix that is not thin."""
-    thick = len(weight.shape) == 2 and min(weight.shape) > ops.THIN_MATRIX
-    return is_shared(name, weight) and (len(weight.shape) == 4 or thick)
-
-
-def per_task(weights: Weights, tasks: int) -> Weights:
-    """Gives every adapted matrix and bias that the tasks share a leading task axis; kernels stay as they are."""
-    return {
-        name: ops.for_each_task(weight, tasks) if is_shared(name, weight) and len(weight.shape) < 4 else weight
-        for name, weight in weights.items()
-    }
-
-
-def with_own_gradients(theta: Weights, tasks: int) -> tuple[Weights, dict[str, tf.Tensor | ops.Shared], Weights]:
-    """What an inner step computes with.
-
-    Returns:
-        The weights that the step adds to; those for the forward pass; and those by which a tape finds the gradient
-        of every task's loss. They are the same but in the first step, where the tasks still share dense weights.
-    """
-    theta, shared = per_task(theta, tasks), theta
-    used = {
-        name: ops.Shared(weight, tf.zeros([tasks, *weight.shape], weight.dtype))
-        if is_dense(name, weight)
-        else theta[name]
-        for name, weight in shared.items()
-    }
-    return theta, used, {n: weight.own if isinstance(weight, ops.Shared) else weight for n, weight in used.items()}
-
-
-def _for_layers(weights: Weights, tasks: int) -> Weights:
-    """Weights as layers take them: shared ones with a task axis, but for dense ones."""
-    others = {n: weight for n, weight in weights.items() if not (isinstance(weight, ops.Shared) or is_dense(n, weight))}
-    return weights | per_task(others, tasks)
+        The official code names kernels and a convolutional network's head itself; TensorFlow named the others in the
+        order in which they were made. The normalisations of a fully connected network are called after the scope
+        of their layer, which is i + 1 from the second on: `model/0`, `model/2`, `model/3`, ….
+        """
+        names, unnamed = {}, 0
+        for name in weights:
+            if name.startswith("model/") and self.kind == "fc":
+                _, layer, kind = name.split("/")
+                names[name] = f"model/{int(layer) + (layer != '0')}/{kind}"
+            elif name not in self.adapted:
+                names[name] = name
+            elif self.kind == "conv" and (name in self.head or name.startswith("conv")):
+                names[name] = f"model/{name}"
+            else:
+                names[name] = "model/Variable" + (f"_{unnamed}" if unnamed else "")
+                unnamed += 1
+        return names
 
 
 def _seed(seed: int, position: int) -> tf.Tensor:
@@ -227,28 +209,25 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
 
 
 def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
-    """Hidden layers (affine, normalise, ReLU), then an affine output layer."""
-    layers = len(network.dim_hidden) + 1
-    for i in range(1, layers):
-        hidden = ops.product(inp, weights[f"w{i}"]) + weights[f"b{i}"][:, None]
+    """Hidden layers (affine, normalise, ReLU), then an affine output layer: [examples, dim_input] → [examples, N]."""
+    for i in range(1, network.layers):
+        hidden = add_bias(inp @ weights[f"w{i}"], weights[f"b{i}"], network.norm)
         inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
-    return ops.product(inp, weights[f"w{layers}"]) + weights[f"b{layers}"][:, None]
+    return inp @ weights[f"w{network.layers}"] + weights[f"b{network.layers}"]
 
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
-    """Four blocks, then the head on the flattened map or on its mean over space."""
+    """Four blocks, then the head on the flattened feature maps or on their mean over space."""
     hidden = forward_blocks(inp, weights, network, reference)
-    if network.flat_head:
-        hidden = tf.reshape(hidden, [inp.shape[0], -1, network.dim_embedding])
-    else:
-        hidden = tf.reduce_mean(hidden, [2, 3])
-    return ops.product(hidden, weights["w5"]) + weights["b5"][:, None]
+    hidden = tf.reshape(hidden, [-1, network.dim_embedding]) if network.flat_head else tf.reduce_mean(hidden, [1, 2])
+    return hidden @ weights["w5"] + weights["b5"]
 
 
 def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
-    """The four blocks: [tasks, examples, dim_input] → [tasks, examples, map_size, map_size, filters]."""
-    tasks, size = inp.shape[0], network.image_size
-    hidden = tf.reshape(inp, [tasks, -1, size, size, network.channels])
+    """The four blocks: [examples, dim_input] → [examples, map_size, map_size, filters]."""
+    size = network.image_size
+    examples = -1 if inp.shape[0] is None else inp.shape[0]
+    hidden = tf.reshape(inp, [examples, size, size, network.channels])
     for block in range(CONV_BLOCKS):
         hidden = conv_block(hidden, weights, block, network, reference)
     return hidden
@@ -257,80 +236,44 @@ def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
     """Convolution + bias → normalise → ReLU → pool; without pooling the stride is 2.
 
-    With batch-norm the bias is left out, because the mean takes it away again (its gradient is
-    zero), and the shift and the ReLU come after the pooling, where there is a quarter of the
-    work: neither changes which entry of a window is the largest.
-
     Args:
-        inp: [tasks, examples, height, width, channels].
+        inp: [examples, height, width, channels].
         block: 0 to 3; the weights are conv<block + 1>, b<block + 1>.
-        reference: see `Network.forward`.
+        reference: see `Model.apply`.
     """
     kernel, bias = weights[f"conv{block + 1}"], weights[f"b{block + 1}"]
     stride = 1 if network.max_pool else 2
     if network.bfloat16:
-        inp, kernel = tf.nest.map_structure(lambda numbers: tf.cast(numbers, tf.bfloat16), (inp, kernel))
-        rounded = ops.conv2d(inp, kernel, stride)
+        rounded = conv2d(tf.cast(inp, tf.bfloat16), tf.cast(kernel, tf.bfloat16), stride)
         hidden = tf.cast(rounded, network.dtype)
     else:
-        hidden = ops.conv2d(inp, kernel, stride)
-    if network.norm == "batch_norm":
-        beta = weights[f"model/{block}/beta"]
-        shift = tf.reshape(tf.broadcast_to(beta, [inp.shape[0], beta.shape[-1]]), [-1, 1, 1, 1, beta.shape[-1]])
-        if reference is None and hidden.shape[1] is not None:
-            window = 2 if network.max_pool else 1
-            return ops.standardize_relu_pool(hidden, shift, BATCH_NORM_EPSILON, window)
-        # The support set's statistics, or an exported model's unknown number of examples: no second derivative.
-        hidden = tf.nn.relu(_standardize_by(hidden[:, :reference], hidden, [1, 2, 3]) + shift)
-        return ops.max_pool(hidden) if network.max_pool else hidden
-    hidden += bias[:, None, None, None]
-    if network.norm == "layer_norm":
-        hidden = layer_norm(hidden, [2, 3, 4], weights, block)
-    hidden = tf.nn.relu(hidden)
-    return ops.max_pool(hidden) if network.max_pool else hidden
+        hidden = conv2d(inp, kernel, stride)
+    hidden = add_bias(hidden, bias, network.norm)
+    if network.norm == "batch_norm" and network.max_pool:
+        return batch_norm_relu_pool(hidden, weights[f"model/{block}/beta"], BATCH_NORM_EPSILON, reference)
+    hidden = tf.nn.relu(normalize(hidden, weights, block, network.norm, reference))
+    return max_pool(hidden) if network.max_pool else hidden
+
+
+def add_bias(hidden: tf.Tensor, bias: tf.Tensor, norm: str) -> tf.Tensor:
+    """Adds a bias [channels], unless batch-norm follows, whose mean takes it away again.
+
+    Its gradient is zero there, but for rounding, which Adam would turn into steps as long as any other.
+    """
+    return hidden if norm == "batch_norm" else hidden + bias
 
 
 def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str, reference=None) -> tf.Tensor:
-    """Normalises [tasks, examples, units], or does nothing.
+    """Normalises [examples, …, channels], or does nothing.
 
-    Batch-norm uses the statistics of the batch at hand, in training and in testing
-    (transductive), or those of its first `reference` examples. It has a shift but no scale;
-    layer-norm has both. A shift or scale is [units], or each task's own, [tasks, units].
+    Batch-norm standardizes every channel by the statistics of the batch at hand, in training and in testing
+    (transductive), or by those of its first `reference` examples. It has a shift but no scale.
+    Layer-norm standardizes every example, and has both.
     """
+    axes = list(range(len(inp.shape)))
     if norm == "batch_norm":
-        shift = _beside(inp, weights[f"model/{layer}/beta"])
-        if reference is not None:
-            return _standardize_by(inp[:, :reference], inp, [1]) + shift
-        return _standardize(inp, [1], BATCH_NORM_EPSILON) + shift
-    return layer_norm(inp, [2], weights, layer) if norm == "layer_norm" else inp
-
-
-def layer_norm(inp: tf.Tensor, axes: list[int], weights: Weights, layer: int) -> tf.Tensor:
-    """Standardizes every example over `axes`, then scales and shifts its channels, the last axis."""
-    scale, shift = (_beside(inp, weights[f"model/{layer}/{name}"]) for name in ("gamma", "beta"))
-    return _standardize(inp, axes, LAYER_NORM_EPSILON) * scale + shift
-
-
-def _beside(inp: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """A scale or shift, [units] or each task's own, [tasks, units], in a shape to compute with [tasks, …, units]."""
-    if len(weight.shape) == 1:
-        return weight
-    return tf.reshape(weight, [weight.shape[0], *[1] * (len(inp.shape) - 2), weight.shape[1]])
-
-
-def _standardize(inp: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
-    """(x − mean) / √(variance + ε) over `axes`.
-
-    tf.nn.moments would stop the gradient through the mean inside the variance, which leaves
-    first derivatives right and second derivatives wrong; the means here are plain.
-    """
-    centred = inp - tf.reduce_mean(inp, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
-    return centred * tf.math.rsqrt(variance + epsilon)
-
-
-def _standardize_by(statistics: tf.Tensor, inp: tf.Tensor, axes: list[int]) -> tf.Tensor:
-    """Batch-norm of `inp` with the mean and variance that `statistics` has over `axes`."""
-    mean = tf.reduce_mean(statistics, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(statistics - mean), axes, keepdims=True)
-    return (inp - mean) * tf.math.rsqrt(variance + BATCH_NORM_EPSILON)
+        return standardize(inp, axes[:-1], BATCH_NORM_EPSILON, reference) + weights[f"model/{layer}/beta"]
+    if norm == "layer_norm":
+        standard = standardize(inp, axes[1:], LAYER_NORM_EPSILON)
+        return standard * weights[f"model/{layer}/gamma"] + weights[f"model/{layer}/beta"]
+    return inp

@@ -11,18 +11,18 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from maml.algorithms.adam import AdamState, adam_init
-from maml.algorithms.protocol import TrainState
+from maml.algorithms.protocol import Algorithm
 from maml.errors import UserError
 from maml.files import sync, write_text
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 KEEP = 10
+TRAINING = "training/"  # before the names of what is no weight
 UNFINISHED = ".saving-"
 DATA_SUFFIX = ".data-00000-of-00001"
 
@@ -47,25 +47,6 @@ class Checkpoint(NamedTuple):
 
     prefix: Path
     iteration: int
-
-
-def official_names(weights: Weights) -> dict[str, str]:
-    """The official variable of each weight: {"conv1": "model/conv1", "b1": "model/Variable", …}.
-
-    The official code names kernels and head itself; TensorFlow named the others in the order in
-    which they were made. Names with a slash stay as they are.
-    """
-    names, unnamed = {}, 0
-    convolutional = "conv1" in weights
-    for name in weights:
-        if "/" in name:
-            names[name] = name
-        elif convolutional and (name.startswith("conv") or name in ("w5", "b5")):
-            names[name] = f"model/{name}"
-        else:
-            names[name] = "model/Variable" + (f"_{unnamed}" if unnamed else "")
-            unnamed += 1
-    return names
 
 
 def list_checkpoints(folder: Path, stem: str = "model") -> list[Checkpoint]:
@@ -100,10 +81,13 @@ def choose(folder: Path, which: str, iteration: int) -> Checkpoint:
     return found[-1]
 
 
-def save(folder: Path, state: TrainState, progress: Progress, stem: str = "model", keep: int = KEEP) -> Path:
+def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: str = "model", keep: int = KEEP) -> Path:
     """Writes `<stem><iteration>`, then removes all but the newest `keep` of that stem.
 
     A checkpoint exists once its `.index` does, and that file is moved into place last.
+
+    Args:
+        model: whose state it is.
 
     Returns:
         The checkpoint's prefix.
@@ -112,7 +96,7 @@ def save(folder: Path, state: TrainState, progress: Progress, stem: str = "model
         UserError: it could not be written, because the disk is full for example.
     """
     prefix = folder / f"{stem}{progress.iteration}"
-    tensors = _state_tensors(state) | {
+    tensors = _named(state, model.checkpoint_names(state.weights)) | {
         "training/iteration": tf.constant(progress.iteration, tf.int64),
         "training/pending": tf.constant(progress.pending, tf.float64),
         "training/best": tf.constant(progress.best, tf.float64),
@@ -164,19 +148,19 @@ def remove(checkpoint: Checkpoint) -> None:
             path.unlink()
 
 
-def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, Progress]:
+def restore(checkpoint: Checkpoint, model: Algorithm) -> tuple[Any, Progress]:
     """Reads a checkpoint, ours or the official code's.
 
     An official one has no Adam state and no iteration: Adam starts anew, and training goes on at
     the iteration in the name, as the official code does.
 
     Args:
-        template: a state of the network's shapes and types, the algorithm's `init_state()`.
+        model: whose state it is to be.
 
     Raises:
         UserError: damaged, or of another network; the message lists what differs.
     """
-    prefix = checkpoint.prefix
+    prefix, template = checkpoint.prefix, model.init_state()
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = reader.get_variable_to_shape_map()
@@ -186,26 +170,19 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
         raise UserError(
             f"{prefix}: the checkpoint is damaged or incomplete ({reason}); restore or remove it"
         ) from error
-    _check_network(prefix, tensors, template.weights)
-    names = official_names(template.weights)
-
-    def read(section: str, like: Weights) -> Weights:
-        return {name: tf.cast(tensors[section + names[name]], weight.dtype) for name, weight in like.items()}
-
-    weights = read("", template.weights)
-    if "training/iteration" not in tensors:
-        fresh = TrainState(weights, adam_init(template.pretrain.m), adam_init(template.metatrain.m))
-        return fresh, Progress(checkpoint.iteration, np.zeros([0, 2]), -np.inf)
-
-    def read_adam(section: str, like: AdamState) -> AdamState:
-        step = tf.constant(tensors[f"{section}/step"], tf.int64)
-        return AdamState(read(f"{section}/m/", like.m), read(f"{section}/v/", like.v), step)
-
-    state = TrainState(
-        weights,
-        read_adam("training/pretrain", template.pretrain),
-        read_adam("training/metatrain", template.metatrain),
-    )
+    expected = model.checkpoint_names(template.weights)
+    if not set(expected.values()) <= set(tensors) and set(expected) <= set(tensors):
+        expected = {name: name for name in expected}  # before normalisations had their official names
+    _check_network(prefix, tensors, template.weights, expected)
+    ours = "training/iteration" in tensors
+    wanted = _named(template, expected)
+    missing = [name for name in wanted if name not in tensors and (ours or not name.startswith(TRAINING))]
+    if missing:
+        raise UserError(f"{prefix}: the checkpoint is of another algorithm: {missing[0]} is missing")
+    found = {name: tf.cast(tensors[name], like.dtype) if name in tensors else like for name, like in wanted.items()}
+    state = tf.nest.pack_sequence_as(template, [found[name] for name in _paths(template, expected)])
+    if not ours:
+        return state, Progress(checkpoint.iteration, np.zeros([0, 2]), -np.inf)
     progress = Progress(
         int(tensors["training/iteration"]),
         tensors["training/pending"],
@@ -215,20 +192,34 @@ def restore(checkpoint: Checkpoint, template: TrainState) -> tuple[TrainState, P
     return state, progress
 
 
-def _state_tensors(state: TrainState) -> dict[str, tf.Tensor]:
-    names = official_names(state.weights)
-    tensors = {names[name]: weight for name, weight in state.weights.items()}
-    for section, adam in (("training/pretrain", state.pretrain), ("training/metatrain", state.metatrain)):
-        tensors |= {f"{section}/m/{names[name]}": value for name, value in adam.m.items()}
-        tensors |= {f"{section}/v/{names[name]}": value for name, value in adam.v.items()}
-        tensors[f"{section}/step"] = adam.step
-    return tensors
+def _named(state: Any, names: dict[str, str]) -> dict[str, tf.Tensor]:
+    """A state's tensors by their names in a checkpoint."""
+    return dict(zip(_paths(state, names), tf.nest.flatten(state), strict=True))
 
 
-def _check_network(prefix: Path, tensors: dict[str, np.ndarray], weights: Weights) -> None:
+def _paths(state: Any, names: dict[str, str]) -> list[str]:
+    """The names of a state's tensors, in the order of tf.nest.flatten.
+
+    Weights have their own names; what else a training changes is called `training/<field>/…/<weight>`.
+    """
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        if hasattr(value, "_fields"):
+            return [
+                path for name, part in zip(value._fields, value, strict=True) for path in walk(part, f"{prefix}/{name}")
+            ]
+        if isinstance(value, dict):
+            return [f"{prefix}/{names.get(name, name)}" for name in sorted(value)]
+        return [prefix]
+
+    weights = TRAINING + "weights/"
+    return [path.removeprefix(weights) for path in walk(state, TRAINING.rstrip("/"))]
+
+
+def _check_network(prefix: Path, tensors: dict[str, np.ndarray], weights: Weights, names: dict[str, str]) -> None:
     """Raises UserError that lists what a checkpoint lacks, has besides, or has in another shape."""
-    expected = {official: tuple(weights[name].shape) for name, official in official_names(weights).items()}
-    found = {name: array.shape for name, array in tensors.items() if not name.startswith("training/")}
+    expected = {official: tuple(weights[name].shape) for name, official in names.items()}
+    found = {name: array.shape for name, array in tensors.items() if not name.startswith(TRAINING)}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in expected]
     problems += [

@@ -1,12 +1,12 @@
 """Which quantity of an update is the first that is not finite."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
-from maml.algorithms.protocol import Algorithm, TrainState
+from maml.algorithms.protocol import Algorithm
 from maml.data_generator import Episodes
-from maml.maml import MAML
 
 
 def all_finite(tensors) -> tf.Tensor:
@@ -15,7 +15,7 @@ def all_finite(tensors) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in numbers])
 
 
-def first_non_finite(model: Algorithm, state: TrainState, episodes: Episodes, iteration: int) -> str:
+def first_non_finite(model: Algorithm, state: Any, episodes: Episodes, iteration: int) -> str:
     """The name of the first quantity of this update that is not finite, such as "gradient of conv2"."""
     for name, tensor in _quantities(model, state, episodes, iteration):
         if not all_finite(tensor):
@@ -23,27 +23,20 @@ def first_non_finite(model: Algorithm, state: TrainState, episodes: Episodes, it
     return "update"  # compiled code rounds differently, so that an overflow at the very edge may not come again
 
 
-def _quantities(model: Algorithm, state: TrainState, episodes: Episodes, iteration: int) -> Iterator[tuple]:
-    """What an update computes, in its order: (name, tensor)."""
+def _quantities(model: Algorithm, state: Any, episodes: Episodes, iteration: int) -> Iterator[tuple[str, Any]]:
+    """What an update computes, in its order: (name, tensors)."""
     pretraining = iteration < model.config.pretraining
-    lost = "support loss before adaptation" if pretraining else "loss"
     for name, weight in state.weights.items():
         yield f"weight {name} before the update", weight
-    if isinstance(model, MAML) and not pretraining:
-        steps = model.config.num_updates
-        fast = state.weights
-        for step in range(1, steps + 1):
-            fast, _, losses = model.inner_step(fast, episodes.inputa, episodes.labela)
-            yield f"support loss after inner step {step - 1}" if step > 1 else "support loss before adaptation", losses
-            for name, weight in fast.items():
-                yield f"weight {name} after inner step {step}", weight
-        lost = f"query loss after inner step {steps}"
+    if not pretraining:
+        yield from model.adaptation(state.weights, episodes)
     loss, gradients = model.gradient(state.weights, episodes, iteration)
-    yield lost, loss
+    yield "support loss before adaptation" if pretraining else "loss", loss
     for name, gradient in gradients.items():
         yield f"gradient of {name}", gradient
-    updated, _ = model.update(state, episodes, iteration)
-    for name, mean in (updated.pretrain if pretraining else updated.metatrain).v.items():
-        yield f"squared gradient of {name}", mean
+    updated = model.apply(state, gradients, iteration)
+    for field, before, after in zip(state._fields, state, updated, strict=True):
+        if field != "weights" and after is not before:
+            yield f"optimizer's state ({field})", after
     for name, weight in updated.weights.items():
         yield f"weight {name} after the update", weight

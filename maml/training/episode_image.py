@@ -31,17 +31,17 @@ class Tile(NamedTuple):
     colour: tuple[int, int, int]
 
 
-def episode_rows(episodes: Episodes, outputs: np.ndarray, channels: int) -> tuple[list[list[Tile]], list[list[Tile]]]:
-    """The tiles of a batch's first task, a column a class: rows of the support set, rows of the query set.
+def episode_rows(task: Episodes, outputs: np.ndarray, channels: int) -> tuple[list[list[Tile]], list[list[Tile]]]:
+    """The tiles of one task, a column a class: rows of the support set, rows of the query set.
 
     A support image's caption is its class; a query image's is its class and the predicted one.
 
     Args:
-        episodes: a batch of image tasks.
-        outputs: of the first task's query set, [N·Q, N].
+        task: of images.
+        outputs: of its query set, [N·Q, N].
         channels: of an image.
     """
-    inputa, labela, inputb, labelb = (np.asarray(tensor[0]) for tensor in episodes)
+    inputa, labela, inputb, labelb = (np.asarray(tensor) for tensor in task)
     size = round((inputa.shape[1] / channels) ** 0.5)
     support, query = (inputs.reshape(-1, size, size, channels) for inputs in (inputa, inputb))
     shown, truths = labela.argmax(1), labelb.argmax(1)

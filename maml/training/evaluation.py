@@ -13,7 +13,7 @@ from maml.algorithms.protocol import Algorithm, Column
 from maml.config import METRIC, Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.files import replacing, write_json
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 
 class Evaluator:
@@ -51,12 +51,11 @@ class Evaluator:
         return {name: np.concatenate([block[name] for block in blocks])[:tasks] for name in blocks[0]}
 
     def first_task(self, weights: Weights, split: str, num_updates: int) -> tuple[Episodes, np.ndarray]:
-        """The first of a split's tasks, a batch of one, and its query outputs after adaptation, [N·Q, dim_output]."""
+        """The first of a split's tasks, and its query outputs after adaptation, [N·Q, dim_output]."""
         block = self._data.episodes(split, 0, self._block)
-        episodes = Episodes(*(tensor[:1] for tensor in block))
-        inputa, labela, inputb, _ = episodes
-        adapted = self._model.adapt(weights, inputa, labela, num_updates)
-        return episodes, self._model.predict(adapted, inputa, inputb)[0].numpy()
+        task = block.tasks()[0]
+        adapted = self._model.adapt(weights, task.inputa, task.labela, num_updates)
+        return task, self._model.predict(adapted, task.inputa, task.inputb).numpy()
 
 
 class TestResult(NamedTuple):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from maml.data_generator import Episodes
 from maml.maml import MAML
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 TASKS = 2  # enough for a proof; the cost grows with them
 DIRECTIONS = 4
@@ -35,19 +35,19 @@ class GradientReport(NamedTuple):
     first_order_error: the largest such error of the first-order gradient.
     second_order_share: ‖g − g₁‖ / ‖g‖, g the exact and g₁ the first-order gradient.
     stop_grad: whether the model is configured to be first-order.
-    at_kinks: directions that were left out, because the loss jumps within every step.
+    at_jumps: directions that were left out, because the loss jumps within every step.
     """
 
     errors: list[float]
     first_order_error: float
     second_order_share: float
     stop_grad: bool
-    at_kinks: int
+    at_jumps: int
 
     @property
     def exact(self) -> bool:
         """Whether at least half of the directions could be measured, and the gradient is right in all of these."""
-        return len(self.errors) >= max(1, self.at_kinks) and max(self.errors) < LIMIT
+        return len(self.errors) >= max(1, self.at_jumps) and max(self.errors) < LIMIT
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -58,7 +58,7 @@ class GradientReport(NamedTuple):
         if self.errors:
             measured += f"median {np.median(self.errors):.1e}, largest {max(self.errors):.1e}"
         left_out = (
-            [f"left out: {self.at_kinks} directions along which the loss jumps too near"] if self.at_kinks else []
+            [f"left out: {self.at_jumps} directions along which the loss jumps too near"] if self.at_jumps else []
         )
         return [
             measured,
@@ -72,7 +72,7 @@ class GradientReport(NamedTuple):
 def check_gradients(
     model: MAML, weights: Weights, episodes: Episodes, directions: int = DIRECTIONS, seed: int = 0
 ) -> GradientReport:
-    """Compares `model.meta_gradient` with central differences of its meta-loss in random directions.
+    """Compares the model's meta-gradient with central differences of its meta-loss in random directions.
 
     A direction has the same length in every weight, so that none hides behind another.
 
@@ -91,25 +91,24 @@ def check_gradients(
 
     @tf.function(autograph=False)
     def meta_loss(weights: Weights) -> tf.Tensor:
-        outcome = model.task_metalearn(weights, episodes, model.config.num_updates)
-        return tf.reduce_mean(outcome.lossesb[-1])
+        return tf.reduce_mean([model.meta_loss(weights, task) for task in episodes.tasks()])
 
     exact, first = (_meta_gradient(model, stop_grad, weights, episodes) for stop_grad in (False, True))
     gradient = first if model.config.stop_grad else exact
     rng = np.random.default_rng(seed)
-    slopes, derivatives, at_kinks = [], [], 0
+    slopes, derivatives, at_jumps = [], [], 0
     for _ in tqdm(range(directions), "central differences", unit="direction", disable=None, leave=False):
         direction = {name: _unit(rng.normal(size=weight.shape)) for name, weight in weights.items()}
         derivative = central_difference(lambda point: float(meta_loss(point)), weights, direction)
         if derivative is None:
-            at_kinks += 1
+            at_jumps += 1
             continue
         derivatives.append(derivative)
         slopes.append([_dot(gradient, direction), _dot(first, direction)])
     errors, first_errors = _relative_errors(np.array(slopes).reshape(-1, 2), np.array(derivatives))
     difference = {name: exact[name] - first[name] for name in exact}
     share = np.sqrt(_dot(difference, difference) / _dot(exact, exact))
-    return GradientReport(errors, max(first_errors, default=np.nan), float(share), model.config.stop_grad, at_kinks)
+    return GradientReport(errors, max(first_errors, default=np.nan), float(share), model.config.stop_grad, at_jumps)
 
 
 def central_difference(
@@ -139,8 +138,8 @@ def _meta_gradient(model: MAML, stop_grad: bool, weights: Weights, episodes: Epi
     """The model's meta-gradient, with second derivatives or without."""
     variant = model
     if model.config.stop_grad != stop_grad:
-        variant = MAML(model.config.replace(stop_grad=stop_grad), model.network)
-    _, gradient = tf.function(variant.meta_gradient, autograph=False)(weights, episodes)
+        variant = MAML(model.config.replace(stop_grad=stop_grad), model.model)
+    _, gradient = tf.function(variant.gradient, autograph=False)(weights, episodes, 0)
     return {name: slope.numpy() for name, slope in gradient.items()}
 
 

@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from maml.algorithms.protocol import Algorithm, TrainState
+from maml.algorithms.protocol import Algorithm
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
@@ -37,14 +37,14 @@ class Trained(NamedTuple):
     seconds: they took, summaries, validations and checkpoints included.
     """
 
-    state: TrainState
+    state: Any
     progress: Progress
     finished: bool
     iterations: int
     seconds: float
 
 
-def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Progress] | None:
+def restore_latest(folder: Path, model: Algorithm) -> tuple[Any, Progress] | None:
     """The newest checkpoint that is whole; a damaged one is named and the one before it is used.
 
     Raises:
@@ -53,7 +53,7 @@ def restore_latest(folder: Path, template: TrainState) -> tuple[TrainState, Prog
     errors = []
     for checkpoint in reversed(checkpoints.list_checkpoints(folder)):
         try:
-            restored = checkpoints.restore(checkpoint, template)
+            restored = checkpoints.restore(checkpoint, model)
         except UserError as error:
             errors.append(str(error))
             continue
@@ -80,7 +80,7 @@ class _Training:
         self.gradient = make_gradient(model, data)
         fresh = (model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf))
         checkpoints.remove_unfinished(folder)
-        self.state, progress = restore_latest(folder, fresh[0]) or fresh
+        self.state, progress = restore_latest(folder, model) or fresh
         self.start = self.iteration = progress.iteration
         self.per_call = 1
         self.pending, self.best = [tuple(row) for row in progress.pending], progress.best
@@ -231,7 +231,7 @@ class _Training:
         value = values[-1] if config.classification else -values[-1]
         if value > self.best:
             self.best = value
-            checkpoints.save(self.folder, self.state, self.progress, stem="best", keep=1)
+            checkpoints.save(self.folder, self.model, self.state, self.progress, stem="best", keep=1)
 
     def tenth_of_run(self) -> bool:
         """Whether another tenth of the run has passed since the last validation.
@@ -245,8 +245,8 @@ class _Training:
         """Draws the first validation task with what is predicted after as many steps as training takes, or a test."""
         config = self.config
         steps = config.num_updates if config.uses("num_updates") else config.evaluation_updates
-        episodes, outputs = self.evaluator.first_task(self.state.weights, "val", steps)
-        picture = draw_episode(*episode_rows(episodes, outputs, channels=config.image_shape[1]))
+        task, outputs = self.evaluator.first_task(self.state.weights, "val", steps)
+        picture = draw_episode(*episode_rows(task, outputs, channels=config.image_shape[1]))
         self.writer.image("val", "episode", picture, self.iteration)
 
     def draw_histograms(self) -> None:
@@ -256,7 +256,7 @@ class _Training:
 
     def save(self) -> None:
         self.writer.flush()
-        checkpoints.save(self.folder, self.state, self.progress)
+        checkpoints.save(self.folder, self.model, self.state, self.progress)
 
     def say(self, line: str) -> None:
         self.bar.write(line, file=sys.stdout)

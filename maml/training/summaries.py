@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from maml.algorithms.protocol import Column
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 
 # What training minimises (or its accuracy): the value after as many steps as training takes.
 CURVE = "{name}/Post-update"

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from maml.algorithms.protocol import Algorithm, TrainState
+from maml.algorithms.protocol import Algorithm
 from maml.data_generator import DataGenerator, Episodes
-from maml.models.official import Weights
+from maml.models.protocol import Weights
 from maml.training.diagnosis import all_finite
 
 MOST_SUMMARIES = 10  # in a call
@@ -22,16 +22,22 @@ class Updated(NamedTuple):
         MOST_SUMMARIES entries, zeros behind the last; {} if there are no summaries.
     """
 
-    state: TrainState
+    state: Any
     loss: tf.Tensor
     finite: tf.Tensor
     measures: dict[str, tf.Tensor]
 
 
+def update(model: Algorithm, state: Any, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[Any, tf.Tensor]:
+    """One update on a batch of training tasks: the new state, and the loss before the update, []."""
+    loss, gradients = model.gradient(state.weights, episodes, iteration)
+    return model.apply(state, gradients, iteration), loss
+
+
 def make_update(
     model: Algorithm, data: DataGenerator, summary_interval: int = 0
-) -> Callable[[TrainState, tf.Tensor, tf.Tensor], Updated]:
-    """The compiled `update(state, first, count)`: `count` iterations from `first` on.
+) -> Callable[[Any, tf.Tensor, tf.Tensor], Updated]:
+    """The compiled `run(state, first, count)`: `count` iterations from `first` on.
 
     Episodes are sampled inside, so nothing but the state goes in and out. With a summary interval
     the tasks of the coming update are measured, as in the official summaries, each time
@@ -51,18 +57,18 @@ def make_update(
     def episodes_of(iteration: tf.Tensor) -> Episodes:
         return data.episodes("train", iteration, config.meta_batch_size)
 
-    def loop(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: TrainState) -> tuple:
+    def loop(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """Iterations `first` to `last` − 1: the episodes of `last`, the state, the last loss, whether all is finite."""
 
-        def body(iteration: tf.Tensor, drawn: Any, state: TrainState, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
-            state, loss = model.update(state, drawn if ahead else episodes_of(iteration), iteration)
+        def body(iteration: tf.Tensor, drawn: Any, state: Any, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
+            state, loss = update(model, state, drawn if ahead else episodes_of(iteration), iteration)
             drawn = episodes_of(iteration + 1) if ahead else ()
             return iteration + 1, drawn, state, loss, finite & tf.math.is_finite(loss)
 
         start = (first, drawn, state, tf.constant(0.0, config.dtype), tf.constant(True))
         return tf.while_loop(lambda iteration, *_: iteration < last, body, start, parallel_iterations=1)[1:]
 
-    def loop_with_summaries(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: TrainState) -> tuple:
+    def loop_with_summaries(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """The same from summary to summary, and the measures."""
 
         def body(summaries, iteration, drawn, state, loss, finite, measures):
@@ -92,7 +98,7 @@ def make_update(
         )[2:]
 
     @tf.function(jit_compile=model.compiled, autograph=False)
-    def update(state: TrainState, first: tf.Tensor, count: tf.Tensor) -> Updated:
+    def run(state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
         drawn = episodes_of(first) if ahead else ()
         if summary_interval:
             _, state, loss, finite, measures = loop_with_summaries(first, first + count, drawn, state)
@@ -101,7 +107,7 @@ def make_update(
         # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
         return Updated(state, loss, finite & all_finite(state), measures)
 
-    return update
+    return run
 
 
 def make_gradient(model: Algorithm, data: DataGenerator) -> Callable[[Weights, tf.Tensor], Weights]:
