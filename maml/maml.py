@@ -7,7 +7,6 @@ Finn, Abbeel & Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep
 Algorithm 2; behaviour of the official `maml.py`. All of this is about one task; `parallel` goes over a batch of them.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,7 +19,7 @@ from maml.data_generator import Episodes
 from maml.kernels.recompute import recomputed
 from maml.models.official import Network
 from maml.models.protocol import Model, Weights
-from maml.parallel import mean_over_tasks
+from maml.parallel import mean_gradient
 
 GRADIENT_LIMIT = 10.0
 
@@ -112,18 +111,10 @@ class MAML(GradientBased):
 
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The tasks' mean loss in the phase of this iteration, pre-training or meta-training, and its gradient by θ."""
-
-        def mean_gradient(task_loss: Callable) -> tuple[tf.Tensor, Weights]:
-            def of_task(task: Episodes) -> tuple[tf.Tensor, Weights]:
-                with tf.GradientTape() as tape:
-                    tape.watch(weights)
-                    loss = task_loss(weights, task)
-                return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
-
-            return mean_over_tasks(of_task, episodes, (tf.zeros([], self.config.dtype), weights), self.side_by_side)
-
         return self.of_phase(
-            iteration, lambda: mean_gradient(self.pretrain_loss), lambda: mean_gradient(self.meta_loss)
+            iteration,
+            lambda: mean_gradient(self.pretrain_loss, weights, episodes, self.side_by_side),
+            lambda: mean_gradient(self.meta_loss, weights, episodes, self.side_by_side),
         )
 
     def apply(self, state: TrainState, gradients: Weights, iteration: tf.Tensor | int) -> TrainState:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from maml.models.protocol import Weights
+
 if TYPE_CHECKING:
     from maml.config import Config
 
@@ -39,9 +41,33 @@ def map_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any, side_by_side
     return tf.map_fn(of_task, batch, parallel_iterations=cores(), fn_output_signature=signature)
 
 
-def mean_over_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any, side_by_side: bool = False) -> Any:
-    """The mean over the tasks of what `of_task` returns; arguments as of `map_tasks`."""
-    values = map_tasks(of_task, batch, like, side_by_side)
+def mean_gradient(
+    task_loss: Callable[[Weights, Any], tf.Tensor], weights: Weights, batch: Any, side_by_side: bool = False
+) -> tuple[tf.Tensor, Weights]:
+    """The mean loss of a batch of tasks, [], and its gradient by the weights.
+
+    Every task's gradient is taken by itself, and then their mean: only one task's intermediate results are kept.
+
+    Args:
+        task_loss: of weights and one task, [].
+        batch, side_by_side: see `map_tasks`.
+    """
+
+    def of_task(arguments: tuple[Weights, Any]) -> tuple[tf.Tensor, Weights]:
+        weights, task = arguments
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = task_loss(weights, task)
+        return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+
+    like = (tf.TensorSpec([], next(iter(weights.values())).dtype), weights)
+    if side_by_side and not tf.executing_eagerly():
+        tasks = tf.nest.flatten(batch)[0].shape[0]
+        copies = {name: tf.broadcast_to(weight, [tasks, *weight.shape]) for name, weight in weights.items()}
+        values = map_tasks(of_task, (copies, batch), like, side_by_side)
+        # Named one by one: XLA would fuse a plain sum with the sums over examples before it, into a slow loop.
+        return tf.nest.map_structure(lambda tensor: tf.add_n(tf.unstack(tensor)) / tasks, values)
+    values = map_tasks(lambda task: of_task((weights, task)), batch, like)
     return tf.nest.map_structure(lambda tensor: tf.reduce_mean(tensor, 0), values)
 
 

@@ -18,7 +18,7 @@ from maml.config import Config
 from maml.data_generator import Episodes
 from maml.models.official import Network
 from maml.models.protocol import Weights
-from maml.parallel import map_tasks, mean_over_tasks
+from maml.parallel import map_tasks, mean_gradient
 
 LEARNT_SCALE = 10.0  # where a learnt scale starts
 LOG_SCALE = "likeness/log_scale"  # the name in checkpoints since the first of them
@@ -87,13 +87,10 @@ class MetricLearner(Algorithm):
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The mean loss of the query sets, and its gradient."""
 
-        def of_task(task: Episodes) -> tuple[tf.Tensor, Weights]:
-            with tf.GradientTape() as tape:
-                tape.watch(weights)
-                loss = losses.mean_xent(self.predict((weights, task.labela), task.inputa, task.inputb), task.labelb)
-            return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+        def task_loss(weights: Weights, task: Episodes) -> tf.Tensor:
+            return losses.mean_xent(self.predict((weights, task.labela), task.inputa, task.inputb), task.labelb)
 
-        return mean_over_tasks(of_task, episodes, (tf.zeros([], self.config.dtype), weights))
+        return mean_gradient(task_loss, weights, episodes)
 
     def init_state(self) -> MetricState:
         """Fresh weights from the config's seed, and Adam at zero."""

@@ -17,6 +17,7 @@ import tensorflow as tf
 from maml.config import Config
 from maml.kernels.batch_norm import batch_norm_relu_pool, standardize
 from maml.kernels.convolution import conv2d
+from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
 from maml.models.protocol import Model, Weights
 
@@ -211,9 +212,9 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
 def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Hidden layers (affine, normalise, ReLU), then an affine output layer: [examples, dim_input] → [examples, N]."""
     for i in range(1, network.layers):
-        hidden = add_bias(inp @ weights[f"w{i}"], weights[f"b{i}"], network.norm)
+        hidden = add_bias(product(inp, weights[f"w{i}"]), weights[f"b{i}"], network.norm)
         inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
-    return inp @ weights[f"w{network.layers}"] + weights[f"b{network.layers}"]
+    return product(inp, weights[f"w{network.layers}"]) + weights[f"b{network.layers}"]
 
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:

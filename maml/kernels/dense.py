@@ -1,0 +1,38 @@
+"""Products of a few examples with a small matrix, exact to second order.
+
+Plain form: `inputs @ matrix`. Fast form: the same with its derivatives written out, so that
+
+    ∂L/∂matrix = Σ_examples inputs[e] ⊗ dout[e]
+
+is a sum of outer products: for few examples XLA sums these faster than it multiplies matrices.
+"""
+
+import tensorflow as tf
+
+# Up to so many examples and elements of the matrix.
+_FEW_EXAMPLES = 20
+_SMALL_MATRIX = 10_000
+
+
+@tf.custom_gradient
+def product(inp, weight):
+    """Inputs [examples, in] times a matrix [in, out]: [examples, out].
+
+    The product, its gradient by the inputs and its gradient by the matrix are one another's derivatives.
+    """
+    return inp @ weight, lambda dout: (_by_inputs(dout, weight), _by_matrix(inp, dout))
+
+
+@tf.custom_gradient
+def _by_inputs(dout, weight):
+    return tf.matmul(dout, weight, transpose_b=True), lambda u: (product(u, weight), _by_matrix(u, dout))
+
+
+@tf.custom_gradient
+def _by_matrix(inp, dout):
+    examples, fan_in, fan_out = inp.shape[0], inp.shape[1], dout.shape[1]
+    if examples is not None and examples <= _FEW_EXAMPLES and max(fan_in, fan_out) < fan_in * fan_out <= _SMALL_MATRIX:
+        total = tf.reduce_sum(inp[:, :, None] * dout[:, None], 0)
+    else:
+        total = tf.matmul(inp, dout, transpose_a=True)
+    return total, lambda u: (_by_inputs(dout, u), product(inp, u))
