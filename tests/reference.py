@@ -36,7 +36,7 @@ class Setting:
     @classmethod
     def of(cls, model) -> "Setting":
         """The setting of a model, from its public description."""
-        network, config = model.network, model.config
+        network, config = model.model, model.config
         convolutional = network.kind == "conv"
         return cls(
             (network.image_size, network.image_size, network.channels) if convolutional else (),

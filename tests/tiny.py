@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.maml import MAML
+from maml.maml import MAML, Outcome
 from maml.models.official import Network, Weights
 
 # kind, max_pool, flat_head: every network the flags can ask for.
@@ -20,6 +20,12 @@ NETWORKS = {
     "pooled, flat head": ("conv", True, True),
 }
 NORMS = ("batch_norm", "layer_norm", "None")
+
+
+class Interpreted(Network):
+    """An official network that XLA does not compile: compilation takes longer than a short training."""
+
+    compiled = False
 
 
 def tiny_model(network: str, norm: str, dtype: str = "float64", **settings) -> MAML:
@@ -46,7 +52,7 @@ def tiny_weights(model: MAML, seed: int) -> Weights:
     """Weights with nothing left at zero, about as large as trained ones."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, weight in model.network.construct_weights(seed).items():
+    for name, weight in model.model.init(seed).items():
         shape = weight.shape
         spread = 0.3 if len(shape) == 1 else 1 / math.sqrt(math.prod(shape[:-1]))
         centre = 1.0 if name.endswith("gamma") else 0.0
@@ -62,13 +68,26 @@ def tiny_episodes(model: MAML, seed: int, tasks: int = 2, queries: int | None = 
     sizes = (config.update_batch_size * classes, (queries or config.update_batch_size) * classes)
     arrays = []
     for size in sizes:
-        arrays.append(rng.uniform(-1, 1, [tasks, size, model.network.dim_input]))
+        arrays.append(rng.uniform(-1, 1, [tasks, size, *model.model.input_shape]))
         if config.classification:
             order = rng.permuted(np.tile(np.arange(size) % classes, (tasks, 1)), axis=1)
             arrays.append(np.eye(classes)[order])
         else:
             arrays.append(rng.normal(size=[tasks, size, 1]))
     return Episodes(*(tf.constant(array, config.dtype) for array in arrays))
+
+
+def adapt_all(model: MAML, weights: Weights, episodes: Episodes, num_updates: int, every_step: bool = False) -> Outcome:
+    """What adaptation does to every task of a batch, with a leading task axis; weights that are not adapted too."""
+    outcomes = [model.task_metalearn(weights, task, num_updates, every_step) for task in episodes.tasks()]
+    return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *outcomes)
+
+
+def meta_gradient(model: MAML, weights: Weights, episodes: Episodes) -> tuple[tf.Tensor, Weights]:
+    """Meta-loss and meta-gradient, also of an oracle, which is only ever pre-trained."""
+    return MAML(model.config.replace(baseline="None", pretrain_iterations=0), model.model).gradient(
+        weights, episodes, 0
+    )
 
 
 def flatten(tensors: Weights, names: list[str]) -> np.ndarray:

@@ -171,8 +171,10 @@ def restore(checkpoint: Checkpoint, model: Algorithm) -> tuple[Any, Progress]:
             f"{prefix}: the checkpoint is damaged or incomplete ({reason}); restore or remove it"
         ) from error
     expected = model.checkpoint_names(template.weights)
-    if not set(expected.values()) <= set(tensors) and set(expected) <= set(tensors):
-        expected = {name: name for name in expected}  # before normalisations had their official names
+    # Before normalisations had their official names, they were called as they are here.
+    earlier = {name: name if "/" in name else official for name, official in expected.items()}
+    if not set(expected.values()) <= set(tensors) and set(earlier.values()) <= set(tensors):
+        expected = earlier
     _check_network(prefix, tensors, template.weights, expected)
     ours = "training/iteration" in tensors
     wanted = _named(template, expected)

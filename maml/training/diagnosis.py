@@ -35,8 +35,8 @@ def _quantities(model: Algorithm, state: Any, episodes: Episodes, iteration: int
     for name, gradient in gradients.items():
         yield f"gradient of {name}", gradient
     updated = model.apply(state, gradients, iteration)
-    for field, before, after in zip(state._fields, state, updated, strict=True):
-        if field != "weights" and after is not before:
-            yield f"optimizer's state ({field})", after
+    for optimizer in updated[1:]:
+        for name, mean in getattr(optimizer, "v", {}).items():
+            yield f"squared gradient of {name}", mean
     for name, weight in updated.weights.items():
         yield f"weight {name} after the update", weight

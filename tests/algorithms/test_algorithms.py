@@ -25,7 +25,7 @@ OWN = {
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},
     "matching": {"meta_lr": 0.01, "attention_scale": 0.0, "fce": True, "unrolling_steps": 2},
 }
-every_algorithm = pytest.mark.parametrize("algorithm", list(algorithms.BUILDERS))
+every_algorithm = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def test_permuted_labels_permute_the_predictions(algorithm, folder):
     model = algorithms.build(config)
     weights = model.init_state().weights
     weights |= {name: tf.zeros_like(weights[name]) for name in ("w5", "b5") if name in weights}
-    inputa, labela, inputb, _ = data.episodes("test", 0, 2)
+    inputa, labela, inputb, _ = data.episodes("test", 0, 2).tasks()[0]
     order = [2, 0, 1]
     plain, permuted = (
         model.predict(model.adapt(weights, inputa, labels, 2), inputa, inputb)
-        for labels in (labela, tf.gather(labela, order, axis=2))
+        for labels in (labela, tf.gather(labela, order, axis=1))
     )
-    np.testing.assert_allclose(tf.gather(plain, order, axis=2), permuted, rtol=1e-4, atol=1e-5)
-    assert np.ptp(plain, axis=2).max() > 1e-3
+    np.testing.assert_allclose(tf.gather(plain, order, axis=1), permuted, rtol=1e-4, atol=1e-5)
+    assert np.ptp(plain, axis=1).max() > 1e-3
 
 
 @every_algorithm
@@ -105,17 +105,17 @@ def test_adapt_and_predict_for_a_users_own_images(algorithm, folder):
     model = algorithms.build(config)
     weights = model.init_state().weights
     learner = Learner(config, model, weights, folder)
-    episodes = data.episodes("test", 0, 1)
-    support, query = (tf.reshape(inputs, [-1, 16, 16, 1]).numpy() for inputs in (episodes.inputa, episodes.inputb))
-    labels = np.argmax(episodes.labela[0], 1)
+    [task] = data.episodes("test", 0, 1).tasks()
+    support, query = (tf.reshape(inputs, [-1, 16, 16, 1]).numpy() for inputs in (task.inputa, task.inputb))
+    labels = np.argmax(task.labela, 1)
     adapted = learner.adapt(support, labels)
     expected = model.predict(
-        model.adapt(weights, episodes.inputa, episodes.labela, config.evaluation_updates),
-        episodes.inputa,
-        episodes.inputb,
+        model.adapt(weights, task.inputa, task.labela, config.evaluation_updates),
+        task.inputa,
+        task.inputb,
     )
     found = adapted.predict_proba(query)[:, np.argsort(adapted.classes)]
-    np.testing.assert_allclose(found, tf.nn.softmax(expected)[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found, tf.nn.softmax(expected), rtol=1e-3, atol=1e-5)
     more = learner.adapt(np.concatenate([support, support[:1]]), [*labels, labels[0]])
     assert len(more.predict(query)) == len(query)
 

@@ -26,10 +26,10 @@ def matching(**flags) -> MatchingNetworks:
 
 
 def test_a_class_has_the_attention_of_its_examples():
-    """Likenesses 0, ln 2 and ln 3 become attention 1/6, 2/6 and 3/6; classes {1, 3}, {2} and {} have 4/6, 2/6, 0."""
-    likeness = tensor([[[0, math.log(2), math.log(3)]]])
-    labels = tensor([[[1, 0, 0], [0, 1, 0], [1, 0, 0]]])
-    np.testing.assert_allclose(np.exp(class_attention(likeness, labels)), [[[4 / 6, 2 / 6, 0]]], rtol=1e-12)
+    """Similarities 0, ln 2 and ln 3 become attention 1/6, 2/6 and 3/6; classes {1, 3}, {2} and {} have 4/6, 2/6, 0."""
+    similarity = tensor([[0, math.log(2), math.log(3)]])
+    labels = tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    np.testing.assert_allclose(np.exp(class_attention(similarity, labels)), [[4 / 6, 2 / 6, 0]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1, 10, 0])
@@ -39,11 +39,11 @@ def test_the_scale_lifts_the_bound_of_plain_cosine_attention(scale):
     A scale of 0 is learnt, and starts at 10.
     """
     model = matching(attention_scale=float(scale))
-    query, support = tensor([[[2, 0]]]), tensor([[[1, 0]] + [[-3, 0]] * 4])
-    attention = np.exp(model.logits(model.construct_weights(0), support, tf.eye(5, dtype=tf.float64)[None], query))
+    query, support = tensor([[2, 0]]), tensor([[1, 0]] + [[-3, 0]] * 4)
+    attention = np.exp(model.logits(model.construct_weights(0), support, tf.eye(5, dtype=tf.float64), query))
     factor = scale or 10
     expected = math.exp(factor) / (math.exp(factor) + 4 * math.exp(-factor))
-    np.testing.assert_allclose(attention[0, 0, 0], expected, rtol=1e-12)
+    np.testing.assert_allclose(attention[0, 0], expected, rtol=1e-12)
     assert (expected < 0.65) == (scale == 1)
 
 
@@ -69,12 +69,12 @@ def test_a_support_embedding_sees_its_neighbours_on_both_sides():
     weights = {}
     for name in ("forward", "backward"):
         weights |= {f"{name}/kernel": only_g(0, 2), f"{name}/bias": tf.zeros([4], tf.float64)}
-    found = contextual_support(tensor([[[1], [3]]]), weights)
+    found = contextual_support(tensor([[1], [3]]), weights)
     keep = 1 / (1 + math.exp(-1))
     one, three = math.tanh(1) / 2, math.tanh(3) / 2
     ahead = np.array([one, keep * one + three])
     back = np.array([keep * three + one, three])
-    np.testing.assert_allclose(found[0, :, 0], np.tanh(ahead) / 2 + np.tanh(back) / 2 + [1, 3], rtol=1e-12)
+    np.testing.assert_allclose(found[:, 0], np.tanh(ahead) / 2 + np.tanh(back) / 2 + [1, 3], rtol=1e-12)
 
 
 def test_a_query_embedding_reads_the_support_set_with_attention():
@@ -84,14 +84,14 @@ def test_a_query_embedding_reads_the_support_set_with_attention():
     c' = σ(1) c + tanh(r)/2, h' = tanh(c')/2 + 1.
     """
     weights = {"attention/kernel": only_g(2, 3), "attention/bias": tf.zeros([4], tf.float64)}
-    support, query = tensor([[[0], [2]]]), tensor([[[1]]])
+    support, query = tensor([[0], [2]]), tensor([[1]])
     c = math.tanh(1) / 2
     h = math.tanh(c) / 2 + 1
-    np.testing.assert_allclose(contextual_query(query, support, weights, 1)[0, 0, 0], h, rtol=1e-12)
+    np.testing.assert_allclose(contextual_query(query, support, weights, 1)[0, 0], h, rtol=1e-12)
     read = 2 / (1 + math.exp(-2 * h))
     c = c / (1 + math.exp(-1)) + math.tanh(read) / 2
     h = math.tanh(c) / 2 + 1
-    np.testing.assert_allclose(contextual_query(query, support, weights, 2)[0, 0, 0], h, rtol=1e-12)
+    np.testing.assert_allclose(contextual_query(query, support, weights, 2)[0, 0], h, rtol=1e-12)
 
 
 def test_full_context_embeddings_have_weights_of_their_own():

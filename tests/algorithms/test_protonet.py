@@ -10,24 +10,25 @@ from maml.algorithms.protonet import PrototypicalNetworks, prototypes
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.models.official import Network
+from maml.training.updates import update
 
 
 class Identity(Network):
     """An embedding f(x) = x·w of numbers, with w = 1 at the start."""
 
-    def construct_embedding(self, seed):
+    def init(self, seed):
         return {"w": tf.ones([], tf.float64)}
 
-    def embed(self, inp, weights, reference=None):
-        return inp * weights["w"]
+    def embed(self, weights, inputs, reference=None):
+        return inputs * weights["w"]
 
 
 def protonet(**flags) -> PrototypicalNetworks:
     """The learner on the identity."""
     given = {"algorithm": "protonet", "num_classes": 2, "update_batch_size": 1, "dtype": "float64"}
-    model = PrototypicalNetworks(Config.from_flags(given | flags))
-    model.network = Identity("identity", 2, 2, (), "None", dtype="float64")
-    return model
+    return PrototypicalNetworks(
+        Config.from_flags(given | flags), Identity("identity", 2, 2, (), "None", dtype="float64")
+    )
 
 
 def tensor(values) -> tf.Tensor:
@@ -41,19 +42,19 @@ LABELS = tensor([[[1, 0], [0, 1], [1, 0]]])
 
 def test_a_prototype_is_the_mean_of_its_class_however_many_examples_it_has():
     """((1, 0) + (3, 2)) / 2 = (2, 1), and (0, 4) alone."""
-    np.testing.assert_array_equal(prototypes(SUPPORT, LABELS), [[[2, 1], [0, 4]]])
+    np.testing.assert_array_equal(prototypes(SUPPORT[0], LABELS[0]), [[2, 1], [0, 4]])
 
 
 def test_squared_distances():
     """(2, 2) is 0² + 1² = 1 from (2, 1) and 2² + 2² = 8 from (0, 4); (0, 4) is 4 + 9 = 13 and 0 from them."""
-    found = minus_squared_distance(tensor([[[2, 2], [0, 4]]]), tensor([[[2, 1], [0, 4]]]))
-    np.testing.assert_array_equal(found, [[[-1, -8], [-13, 0]]])
+    found = minus_squared_distance(tensor([[2, 2], [0, 4]]), tensor([[2, 1], [0, 4]]))
+    np.testing.assert_array_equal(found, [[-1, -8], [-13, 0]])
 
 
 def test_cosines():
     """(3, 4)·(4, 3) = 24, over 5 · 5; a right angle is 0, the opposite −1; of a zero vector it is 0."""
-    found = cosine(tensor([[[3, 4], [0, 0]]]), tensor([[[4, 3], [-4, 3], [-6, -8], [0, 0]]]))
-    np.testing.assert_allclose(found, [[[0.96, 0, -1, 0], [0, 0, 0, 0]]], atol=1e-15)
+    found = cosine(tensor([[3, 4], [0, 0]]), tensor([[4, 3], [-4, 3], [-6, -8], [0, 0]]))
+    np.testing.assert_allclose(found, [[0.96, 0, -1, 0], [0, 0, 0, 0]], atol=1e-15)
 
 
 def test_the_loss_of_a_task_and_its_gradient():
@@ -90,7 +91,7 @@ def test_the_learning_rate_is_halved_at_every_interval():
     state = model.init_state()
     state = state._replace(metatrain=adam_init(state.weights))
     for iteration, rate in ((0, 0.4), (9, 0.4), (10, 0.2), (29, 0.1)):
-        after, _ = model.update(state, episodes, tf.constant(iteration))
+        after, _ = update(model, state, episodes, tf.constant(iteration))
         np.testing.assert_allclose(after.weights["w"], 1 + rate, rtol=1e-4)
 
 

@@ -5,10 +5,11 @@ import pytest
 import tensorflow as tf
 
 from maml.algorithms import reptile
-from maml.algorithms.reptile import Reptile, Tasks, after_all, minibatches
+from maml.algorithms.reptile import Reptile, Task, after_all, minibatches
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.training.runs import open_run, record_run
+from maml.training.updates import update
 from tests.core.test_closed_form import SCALAR, Linear, assert_exact, linear_model, tensors
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
 
@@ -19,7 +20,7 @@ def scalar_model(**settings) -> Reptile:
     """Reptile on f(x) = x·w, from w = 1 with α = 1/8 and SGD unless the settings say otherwise."""
     defaults = {"update_lr": 1 / 8, "inner_optimizer": "sgd", "inner_batch": 1, "inner_iters": 1}
     config = Config(algorithm="reptile", dtype="float64", norm="None", **defaults | settings)
-    return Reptile(config, Linear("linear", 1, 1, (), "None", dtype="float64"))
+    return Reptile(config, Linear(1, 1))
 
 
 def state_at_one(model: Reptile):
@@ -34,7 +35,7 @@ def test_one_step_of_sgd_is_joint_training():
     w = 1 + ½·⅛·(4 + ½)/2 = 1 + 9/64. The loss is the mean of 4 and ¼.
     """
     model = scalar_model(meta_step=1 / 2)
-    state, loss = model.update(state_at_one(model), SCALAR, tf.constant(0))
+    state, loss = update(model, state_at_one(model), SCALAR, tf.constant(0))
     assert_exact(state.weights["w"], [[73 / 64]])
     assert_exact(loss, 17 / 8)
 
@@ -52,11 +53,12 @@ def test_two_steps_are_a_joint_step_and_one_of_first_order_maml(order, weight):
     """
     model = scalar_model()
     weights = state_at_one(model).weights
-    adapted = model.adapt_tasks(weights, Tasks(*TWO_POINTS, tf.constant([[[point] for point in order]])))
-    assert_exact(adapted.weights["w"], [[[weight]]])
+    inputs, labels = (tensor[0] for tensor in TWO_POINTS)
+    adapted = model.adapt_task(weights, Task(inputs, labels, tf.constant([[point] for point in order])))
+    assert_exact(adapted.weights["w"], [[weight]])
 
     support, query = ([tensor[:, point : point + 1] for tensor in TWO_POINTS] for point in order)
-    _, first_order = linear_model(update_lr=1 / 8, stop_grad=True).meta_gradient(weights, Episodes(*support, *query))
+    _, first_order = linear_model(update_lr=1 / 8, stop_grad=True).gradient(weights, Episodes(*support, *query), 0)
     joint = (-4, -1 / 2)[order[0]]
     assert_exact(1 - (joint + first_order["w"]) / 8, [[weight]])
 
@@ -70,7 +72,7 @@ def test_two_steps_in_either_order_follow_the_mean_gradient_and_their_agreement(
     monkeypatch.setattr(reptile, "minibatches", lambda *_: tf.constant([[[0], [1]], [[1], [0]]]))
     model = scalar_model(meta_step=1 / 2, inner_iters=2)
     both = [tf.repeat(tensor, 2, 0) for tensor in TWO_POINTS]
-    state, _ = model.update(state_at_one(model), Episodes(*both, *both), tf.constant(0))
+    state, _ = update(model, state_at_one(model), Episodes(*both, *both), tf.constant(0))
     assert_exact(state.weights["w"], [[1 + 69 / 256]])
 
 
@@ -79,7 +81,7 @@ def test_the_meta_step_falls_linearly():
     model = scalar_model(meta_step=1.0, meta_step_final=1 / 4, metatrain_iterations=3)
     assert_exact([model.meta_step(tf.constant(i)) for i in range(4)], [1, 3 / 4, 1 / 2, 1 / 4])
     for iteration, epsilon in ((0, 1), (2, 1 / 2)):
-        state, _ = model.update(state_at_one(model), SCALAR, tf.constant(iteration))
+        state, _ = update(model, state_at_one(model), SCALAR, tf.constant(iteration))
         assert_exact(state.weights["w"], [[1 + epsilon * 9 / 32]])
 
 
@@ -98,7 +100,7 @@ def test_adam_without_momentum():
         if t == 1:
             assert w == pytest.approx(9 / 8, abs=1e-7)
         if t % 2 == 0:
-            state, _ = model.update(state._replace(), episodes, tf.constant(0))
+            state, _ = update(model, state._replace(), episodes, tf.constant(0))
             assert_exact(state.weights["w"], [[w]])
             assert_exact(state.weights["adam/v/w"], [[v]])
             assert_exact(state.weights["adam/step"], t)
@@ -133,15 +135,16 @@ def test_minibatches_go_round_the_examples():
 def test_the_inner_loss_is_a_mean():
     """Two classes, logits 0: log 2 for any number of examples."""
     model = tiny_reptile("fc", "None")
-    labels = tf.one_hot([[0, 1, 1], [0, 0, 1]], 2, dtype=tf.float64)
-    assert_exact(model.loss_func(tf.zeros([2, 3, 2], tf.float64), labels), [np.log(2)] * 2)
+    for classes in ([0, 1, 1], [0, 0, 1, 1]):
+        labels = tf.one_hot(classes, 2, dtype=tf.float64)
+        assert_exact(model.loss_func(tf.zeros([len(classes), 2], tf.float64), labels), np.log(2))
 
 
 def tiny_reptile(network: str, norm: str, **settings) -> Reptile:
     """The real learner on a small network, with steps large enough to see."""
     maml = tiny_model(network, norm)
     defaults = {"inner_iters": 2, "inner_batch": 3, "update_lr": 0.1, "eval_inner_batch": 3}
-    return Reptile(maml.config.config.replace(algorithm="reptile", **defaults | settings), maml.network)
+    return Reptile(maml.config.replace(algorithm="reptile", **defaults | settings), maml.model)
 
 
 def start(model: Reptile) -> dict:
@@ -150,39 +153,26 @@ def start(model: Reptile) -> dict:
 
 @pytest.mark.parametrize("norm", ["batch_norm", "layer_norm"])
 @pytest.mark.parametrize("network", ["fc", "strided, flat head", "pooled, flat head"])
-def test_tasks_side_by_side_are_tasks_alone_and_every_weight_moves(network, norm):
+def test_every_weight_moves_differently_in_every_task(network, norm):
     model = tiny_reptile(network, norm)
     weights, episodes = start(model), tiny_episodes(model, 5, tasks=2)
-    fast = model.adapt(weights, episodes.inputa, episodes.labela, 2)
-    for task in range(2):
-        alone = model.adapt(weights, episodes.inputa[task : task + 1], episodes.labela[task : task + 1], 2)
-        assert relative_error({n: fast[n][task] for n in fast}, {n: alone[n][0] for n in fast}) < 1e-9
+    fast, other = (model.adapt(weights, task.inputa, task.labela, 2) for task in episodes.tasks())
     assert set(fast) == {name for name in weights if not name.startswith("adam/")}
     head = "b4" if network == "fc" else "b5"
     for name, weight in fast.items():
         if norm == "layer_norm" or name[0] != "b" or name == head:  # a bias before batch-norm has no effect
-            assert np.any(weight[0] != weights[name]), name
-            assert np.any(weight[0] != weight[1]), name
-
-
-def test_a_meta_update_in_parts_equals_one_of_the_whole(monkeypatch):
-    model = tiny_reptile("strided, flat head", "batch_norm", meta_step=0.5)
-    state, episodes = model.init_state()._replace(weights=start(model)), tiny_episodes(model, 5, tasks=4)
-    results = []
-    for size in (4, 2):
-        monkeypatch.setattr(reptile, "part_size", lambda *_, size=size: size)
-        results.append(tf.function(model.update, autograph=False)(state, episodes, tf.constant(7))[0].weights)
-    assert relative_error(*results) < 1e-9
+            assert np.any(weight != weights[name]), name
+            assert np.any(weight != other[name]), name
 
 
 def test_a_dense_network_is_compiled_as_a_whole():
     """By XLA, as training compiles it; no steps at all leave the weights as they are."""
     model = tiny_reptile("fc", "batch_norm", train=False)
     state, episodes = model.init_state()._replace(weights=start(model)), tiny_episodes(model, 5)
-    for function in (lambda: model.update(state, episodes, tf.constant(1))[0].weights, lambda: measured(model, state)):
+    for function in (lambda: update(model, state, episodes, tf.constant(1))[0].weights, lambda: measured(model, state)):
         assert relative_error(tf.function(function, jit_compile=True, autograph=False)(), function()) < 1e-9
-    none = model.adapt(state.weights, episodes.inputa, episodes.labela, 0)
-    assert relative_error({name: weight[0] for name, weight in none.items()}, fast_of(state.weights)) == 0
+    [task, *_] = episodes.tasks()
+    assert relative_error(model.adapt(state.weights, task.inputa, task.labela, 0), fast_of(state.weights)) == 0
 
 
 def measured(model: Reptile, state) -> dict:
@@ -193,20 +183,19 @@ def test_a_query_alone_does_not_know_the_others():
     """Transductive: all queries share one batch. Alone: the statistics are those of the support set and one query."""
     model = tiny_reptile("strided, flat head", "batch_norm", train=False)
     weights, episodes = start(model), tiny_episodes(model, 5, tasks=2, queries=2)
-    inputa, labela, inputb, labelb = episodes
-    fast = model.adapt(weights, inputa, labela, 2)
-    together, alone = model.predict(fast, inputa, inputb), model.predict_alone(fast, inputa, inputb)
-    some = (model.predict(fast, inputa, inputb[:, :4]), model.predict_alone(fast, inputa, inputb[:, :4]))
-    assert_exact(some[1], alone[:, :4])
-    assert relative_error({"": some[0]}, {"": together[:, :4]}) > 1e-3
-    last = model.forward(tf.concat([inputa, inputb[:, 5:]], 1), fast)[:, -1]
-    assert_exact(alone[:, 5], last)
+    for index, (inputa, labela, inputb, labelb) in enumerate(episodes.tasks()):
+        fast = model.adapt(weights, inputa, labela, 2)
+        together, alone = model.predict(fast, inputa, inputb), model.predict_alone(fast, inputa, inputb)
+        some = (model.predict(fast, inputa, inputb[:4]), model.predict_alone(fast, inputa, inputb[:4]))
+        assert_exact(some[1], alone[:4])
+        assert relative_error({"": some[0]}, {"": together[:4]}) > 1e-3
+        assert_exact(alone[5], model.model.apply(fast, tf.concat([inputa, inputb[5:]], 0))[-1])
 
-    measures = model.evaluate(weights, episodes, 2)
-    assert measures["accuracy"].shape == (2, len(model.columns(2)))
-    losses = [model.loss_func(*pair) for pair in ((model.forward(inputa, fast_of(weights)), labela),)]
-    losses += [model.loss_func(together, labelb), model.loss_func(alone, labelb)]
-    assert_exact(measures["loss"], np.stack(losses, 1))
+        measures = model.evaluate(weights, episodes, 2)
+        assert measures["accuracy"].shape == (2, len(model.columns(2)))
+        before = model.model.apply(fast_of(weights), inputa)
+        losses = [model.loss_func(*pair) for pair in ((before, labela), (together, labelb), (alone, labelb))]
+        assert_exact(measures["loss"][index], losses)
 
 
 def fast_of(weights: dict) -> dict:

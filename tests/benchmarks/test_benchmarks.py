@@ -30,9 +30,9 @@ KINDS = [
 def test_the_official_structure_gives_our_meta_loss_and_meta_gradient(kind, norm):
     model = tiny_model(kind, norm, num_updates=2 if kind in ("sinusoid", "fc") else 1)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
-    loss, gradient = model.meta_gradient(weights, episodes)
+    loss, gradient = model.gradient(weights, episodes, 0)
     official = tf.function(
-        lambda: official_structure.meta_gradient(model.config, model.network, weights, episodes), autograph=False
+        lambda: official_structure.meta_gradient(model.config, model.model, weights, episodes), autograph=False
     )
     official_loss, official_gradient = official()
     np.testing.assert_allclose(official_loss, loss, rtol=1e-9)
@@ -45,14 +45,14 @@ def test_the_official_structure_makes_our_meta_update(stop_grad):
     # miniImageNet, because its meta-gradient is clipped; the network is a small one all the same.
     model = tiny_model("fc", "None", stop_grad=stop_grad)
     config = model.config.replace(datasource="miniimagenet")
-    model = type(model)(config, model.network)
+    model = type(model)(config, model.model)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
     weights |= {"w4": 1000 * weights["w4"]}
     state = model.init_state()._replace(weights=weights)
-    assert max(tf.reduce_max(tf.abs(g)) for g in model.meta_gradient(weights, episodes)[1].values()) > 10
+    assert max(tf.reduce_max(tf.abs(g)) for g in model.gradient(weights, episodes, 0)[1].values()) > 10
     ours, loss = model.metatrain_update(state, episodes)
     theirs, adam, official_loss = official_structure.metatrain_update(
-        config, model.network, weights, adam_init(weights), episodes
+        config, model.model, weights, adam_init(weights), episodes
     )
     np.testing.assert_allclose(official_loss, loss, rtol=1e-9)
     assert relative_error(theirs, ours.weights) < 1e-9
@@ -62,9 +62,9 @@ def test_the_official_structure_makes_our_meta_update(stop_grad):
 def test_every_step_of_the_official_structure_leaves_the_meta_gradient_as_it_is():
     model = tiny_model("strided, mean head", "batch_norm", num_updates=2, test_num_updates=3)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
-    losses, gradient = official_structure.meta_gradient(model.config, model.network, weights, episodes, every_step=True)
+    losses, gradient = official_structure.meta_gradient(model.config, model.model, weights, episodes, every_step=True)
     np.testing.assert_allclose(losses, tf.reduce_mean(model.evaluate(weights, episodes, 3)["loss"], 0)[1:], rtol=1e-9)
-    assert relative_error(gradient, model.meta_gradient(weights, episodes)[1]) < 1e-9
+    assert relative_error(gradient, model.gradient(weights, episodes, 0)[1]) < 1e-9
 
 
 def test_multiply_adds_by_hand():

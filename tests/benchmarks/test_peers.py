@@ -22,16 +22,14 @@ def in_jax(model, weights, episodes, vmap: bool) -> tuple[float, Weights]:
     jax = pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
     library = importlib.import_module("benchmarks.peer_jax")
     with jax.enable_x64(True):
-        return jax.jit(lambda *given: library.meta_gradient(model.config, model.network, *given, vmap))(
-            weights, episodes
-        )
+        return jax.jit(lambda *given: library.gradient(model.config, model.model, *given, vmap, 0))(weights, episodes)
 
 
 def in_torch(model, weights, episodes, vmap: bool) -> tuple[float, Weights]:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     library = importlib.import_module("benchmarks.peer_torch")
-    leaves, tasks = library.to_torch(model.config, model.network, weights, episodes)
-    loss = library.meta_gradient(model.config, model.network, leaves, tasks, vmap)
+    leaves, tasks = library.to_torch(model.config, model.model, weights, episodes)
+    loss = library.gradient(model.config, model.model, leaves, tasks, vmap, 0)
     gradient = {name: leaf.grad.numpy() for name, leaf in leaves.items()}
     return float(loss), {name: g.transpose(2, 3, 1, 0) if g.ndim == 4 else g for name, g in gradient.items()}
 
@@ -44,7 +42,7 @@ def test_peers_give_our_meta_loss_and_meta_gradient(kind, norm, steps, library, 
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2)
     arrays = {name: weight.numpy() for name, weight in weights.items()}
     their_loss, their_gradient = library(model, arrays, [tensor.numpy() for tensor in episodes], vmap)
-    loss, gradient = model.meta_gradient(weights, episodes)
+    loss, gradient = model.gradient(weights, episodes, 0)
     np.testing.assert_allclose(their_loss, loss, rtol=1e-9)
     assert relative_error(their_gradient, gradient) < 1e-9
 

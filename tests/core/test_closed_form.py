@@ -9,32 +9,41 @@ import pytest
 import tensorflow as tf
 
 from maml.algorithms.adam import adam_init
+from maml.algorithms.adapting import TrainState
 from maml.config import Config
 from maml.data_generator import Episodes
-from maml.maml import MAML, TrainState
-from maml.models.official import Network, Weights
+from maml.maml import MAML
+from maml.models.protocol import Model, Weights
+from maml.training.updates import update
+from tests.tiny import adapt_all
 
 
 def assert_exact(actual, expected) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-class Linear(Network):
+class Linear(Model):
     """f(x) = x·w + β, with β (if it is among the weights) meta-learned but not adapted."""
 
-    def construct_weights(self, seed: int) -> Weights:
-        """Zeros."""
-        return {"w": tf.zeros([self.dim_input, self.dim_output], self.dtype)}
+    adapted = frozenset(["w"])
+    dtype = "float64"
 
-    def forward(self, inp: tf.Tensor, weights: Weights) -> tf.Tensor:
-        """[tasks, examples, dim_input] → [tasks, examples, dim_output]."""
-        return inp @ weights["w"] + weights.get("model/0/beta", tf.constant(0, tf.float64))
+    def __init__(self, dim_input: int, dim_output: int):
+        self.shape = dim_input, dim_output
+
+    def init(self, seed: int) -> Weights:
+        """Zeros."""
+        return {"w": tf.zeros(self.shape, tf.float64)}
+
+    def apply(self, weights: Weights, inputs: tf.Tensor, reference=None) -> tf.Tensor:
+        """[examples, dim_input] → [examples, dim_output]."""
+        return inputs @ weights["w"] + weights.get("model/0/beta", tf.constant(0, tf.float64))
 
 
 def linear_model(dim_input=1, dim_output=1, **settings) -> MAML:
     """The learner with a linear network."""
     config = Config(dtype="float64", norm="None", **settings)
-    return MAML(config, Linear("linear", dim_input, dim_output, (), "None", dtype="float64"))
+    return MAML(config, Linear(dim_input, dim_output))
 
 
 def tensors(*arrays) -> list[tf.Tensor]:
@@ -75,12 +84,12 @@ def test_scalar_quadratic(num_updates, theta, residual, second_order, stop_grad)
     """
     model = linear_model(update_lr=1 / 8, num_updates=num_updates, stop_grad=stop_grad)
     weights = {"w": tf.constant([[1.0]], tf.float64)}
-    outcome = model.task_metalearn(weights, SCALAR, num_updates)
+    outcome = adapt_all(model, weights, SCALAR, num_updates)
     assert_exact(tf.reshape(outcome.fast_weights["w"], [-1]), theta)
-    assert_exact(outcome.lossesa, [4, 1 / 4])
+    assert_exact(outcome.lossa, [4, 1 / 4])
     assert_exact(outcome.lossesb[-1], np.square(residual))
 
-    loss, gradient = model.meta_gradient(weights, SCALAR)
+    loss, gradient = model.gradient(weights, SCALAR, 0)
     derivative = np.ones(2) if stop_grad else np.array(second_order)
     expected = np.mean(2 * np.array([2, 4]) * residual * derivative)
     assert_exact(loss, np.mean(np.square(residual)))
@@ -113,10 +122,10 @@ def test_matrix_quadratic(num_updates, theta, first_order, exact, stop_grad):
         three steps: (15·114 − 20·7, −20·114 + 35·7)/2048 = (785/1024, −2035/2048).
     """
     model = linear_model(2, update_lr=1 / 4, num_updates=num_updates, stop_grad=stop_grad)
-    weights = model.network.construct_weights(0)
-    outcome = model.task_metalearn(weights, MATRIX, num_updates)
+    weights = model.model.init(0)
+    outcome = adapt_all(model, weights, MATRIX, num_updates)
     assert_exact(outcome.fast_weights["w"][0, :, 0], theta)
-    _, gradient = model.meta_gradient(weights, MATRIX)
+    _, gradient = model.gradient(weights, MATRIX, 0)
     assert_exact(gradient["w"][:, 0], first_order if stop_grad else exact)
 
 
@@ -128,13 +137,14 @@ def test_inner_step_descends_and_reports_the_loss_before():
     """
     model = linear_model(update_lr=1 / 8)
     fast = {"w": tf.constant([[1.0]], tf.float64)}
-    stepped, outputs, losses = model.inner_step(fast, SCALAR.inputa, SCALAR.labela)
-    assert_exact(stepped["w"][:, 0, 0], [3 / 2, 17 / 16])
-    assert_exact(outputs[:, 0, 0], [1, 1 / 2])
-    assert_exact(losses, [4, 1 / 4])
-    fast = {"w": tf.constant([[[3 / 2]], [[2.0]]], tf.float64)}
-    stepped, _, _ = model.inner_step(fast, SCALAR.inputa, SCALAR.labela)
-    assert_exact(stepped["w"][:, 0, 0], [15 / 8, 2])
+    for task, after, output, before in zip(SCALAR.tasks(), (3 / 2, 17 / 16), (1, 1 / 2), (4, 1 / 4), strict=True):
+        stepped, outputs, loss = model.inner_step(fast, task.inputa, task.labela)
+        assert_exact(stepped["w"], [[after]])
+        assert_exact(outputs, [[output]])
+        assert_exact(loss, before)
+    for task, start, after in zip(SCALAR.tasks(), (3 / 2, 2), (15 / 8, 2), strict=True):
+        stepped, _, _ = model.inner_step({"w": tf.constant([[start]], tf.float64)}, task.inputa, task.labela)
+        assert_exact(stepped["w"], [[after]])
 
 
 @pytest.mark.parametrize("stop_grad", [False, True])
@@ -149,10 +159,10 @@ def test_beta_is_meta_learned_but_not_adapted(stop_grad):
     model = linear_model(update_lr=1 / 8, stop_grad=stop_grad)
     weights = {"w": tf.constant([[1.0]], tf.float64), "model/0/beta": tf.constant([0.5], tf.float64)}
     episodes = Episodes(*tensors([[[1]]], [[[3]]], [[[2]]], [[[1]]]))
-    outcome = model.task_metalearn(weights, episodes, 1)
+    outcome = adapt_all(model, weights, episodes, 1)
     assert_exact(outcome.fast_weights["w"], [[[11 / 8]]])
-    np.testing.assert_array_equal(outcome.fast_weights["model/0/beta"], [0.5])
-    _, gradient = model.meta_gradient(weights, episodes)
+    np.testing.assert_array_equal(outcome.fast_weights["model/0/beta"], [[0.5]])
+    _, gradient = model.gradient(weights, episodes, 0)
     assert_exact(gradient["w"], [[9 if stop_grad else 27 / 4]])
     assert_exact(gradient["model/0/beta"], [9 / 2 if stop_grad else 9 / 4])
 
@@ -176,14 +186,14 @@ def test_cross_entropy_is_summed_over_classes(shots, stop_grad):
     The query loss is −log(1 − p₂)/K and the accuracy 0; before adaptation it is 2·log 2.
     """
     model = classification_model(1, update_batch_size=shots, update_lr=2 / 5, stop_grad=stop_grad)
-    weights = model.network.construct_weights(0)
+    weights = model.model.init(0)
     episodes = Episodes(*tensors([[[1], [2]] * shots], [[[1, 0], [0, 1]] * shots], [[[3]]], [[[1, 0]]]))
-    outcome = model.task_metalearn(weights, episodes, 1)
+    outcome = adapt_all(model, weights, episodes, 1)
     assert_exact(outcome.fast_weights["w"], [[[-1 / 5, 1 / 5]]])
     wrong = 1 / (1 + np.exp(-6 / 5))
-    assert_exact(outcome.lossesa, [2 * np.log(2)])
+    assert_exact(outcome.lossa, [2 * np.log(2)])
     assert_exact(outcome.lossesb[-1], [-np.log(1 - wrong) / shots])
-    _, gradient = model.meta_gradient(weights, episodes)
+    _, gradient = model.gradient(weights, episodes, 0)
     expected = np.array([[-3 * wrong, 3 * wrong]]) / shots if stop_grad else np.zeros([1, 2])
     assert_exact(gradient["w"], expected)
     measures = model.evaluate(weights, episodes, 1)
@@ -201,10 +211,10 @@ def test_meta_gradient_is_clipped_by_element(datasource, used):
     after one update is (1 − β₁) = 1/10 of what it was given.
     """
     config = Config(datasource=datasource, num_classes=2, update_batch_size=1, update_lr=0.0, dtype="float64")
-    model = MAML(config, Linear("linear", 2, 2, (), "None", dtype="float64"))
-    weights = model.network.construct_weights(0)
+    model = MAML(config, Linear(2, 2))
+    weights = model.model.init(0)
     episodes = Episodes(*tensors([[[1, 1]]], [[[1, 0]]], [[[48, 12]]], [[[1, 0]]]))
-    state, loss = model.metatrain_update(TrainState(weights, adam_init(weights), adam_init(weights)), episodes)
+    state, loss = update(model, TrainState(weights, adam_init(weights), adam_init(weights)), episodes, 0)
     assert_exact(loss, np.log(2))
     assert_exact(state.metatrain.m["w"], np.array(used) / 10)
     np.testing.assert_array_equal(state.pretrain.m["w"], np.zeros([2, 2]))
@@ -222,14 +232,14 @@ def test_adam_epsilon_stands_outside_the_bias_correction():
     """
     alpha, beta_2, epsilon = 1e-12, 0.999, 1e-8
     gradient = epsilon / np.sqrt(1 - beta_2)
-    model = linear_model(meta_lr=alpha)
-    weights = model.network.construct_weights(0)
+    model = linear_model(meta_lr=alpha, pretrain_iterations=2, metatrain_iterations=0)
+    weights = model.model.init(0)
     state = TrainState(weights, adam_init(weights), adam_init(weights))
     episodes = Episodes(*tensors([[[1]]], [[[-gradient / 2]]], [[[1]]], [[[0]]]))
-    state, _ = model.pretrain_update(state, episodes)
+    state, _ = update(model, state, episodes, 0)
     np.testing.assert_allclose(state.weights["w"], [[-alpha / 2]], rtol=1e-12)
     # The weight has moved by 3e-6 of y, so g is the same again to that.
     before = state.weights["w"].numpy()
-    state, _ = model.pretrain_update(state, episodes)
+    state, _ = update(model, state, episodes, 0)
     ratio = np.sqrt(1 + beta_2)
     np.testing.assert_allclose(state.weights["w"] - before, [[-alpha * ratio / (ratio + 1)]], rtol=1e-5)

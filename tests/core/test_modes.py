@@ -4,6 +4,7 @@ Eagerly, in a graph or by XLA; tasks together or one by one; in float64 or float
 """
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from maml import parallel as parts
+from maml import parallel
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.maml import MAML
-from maml.models.official import Network, Weights
+from maml.models.protocol import Model, Weights
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
 
 DENSE = [("sinusoid", "None"), ("fc", "batch_norm"), ("sinusoid", "layer_norm")]
@@ -43,7 +44,7 @@ def everything(model: MAML, compiled: Callable[[Callable], Any]) -> Callable[...
     """A function of weights and episodes, through `compiled`: meta-loss, meta-gradient and evaluation, by name."""
 
     def measure(weights, episodes):
-        loss, gradient = model.meta_gradient(weights, episodes)
+        loss, gradient = model.gradient(weights, episodes, 0)
         return gradient | {"meta-loss": loss} | model.evaluate(weights, episodes, model.config.num_updates)
 
     return compiled(measure)
@@ -83,36 +84,34 @@ def test_xla_equals_eager(network, norm, dtype):
     XLA's own second derivative of max pooling rounds to 8 bits; a model that used it would be off by 2e-4 here.
     """
     model, weights, episodes = setting(network, norm, dtype, tasks=1)
-    _, eager = model.meta_gradient(weights, episodes)
-    _, xla = by_xla(model.meta_gradient)(weights, episodes)
+    _, eager = model.gradient(weights, episodes, 0)
+    _, xla = by_xla(functools.partial(model.gradient, iteration=0))(weights, episodes)
     assert relative_error(xla, eager) < TOLERANCES[dtype]
 
 
 @per_precision
 @per_case
 def test_tasks_together_equal_tasks_one_by_one(network, norm, dtype):
-    """Losses, outputs and fast weights of a task do not depend on the others; the gradient is their mean."""
+    """What is measured of a task does not depend on the others; the gradient is the mean of theirs."""
     model, weights, episodes = setting(network, norm, dtype)
-    tolerance = TOLERANCES[dtype]
-    steps = model.config.num_updates
-    together = model.task_metalearn(weights, episodes, steps, every_step=True)
-    loss, gradient = model.meta_gradient(weights, episodes)
-    tasks, losses, total = len(episodes.inputa), [], dict.fromkeys(weights, 0.0)
+    tolerance, tasks = TOLERANCES[dtype], len(episodes.inputa)
+    together = everything(model, in_a_graph)(weights, episodes)
+    total = dict.fromkeys([*weights, "meta-loss"], 0.0)
     for index in range(tasks):
-        alone = Episodes(*(tensor[index : index + 1] for tensor in episodes))
-        outcome = model.task_metalearn(weights, alone, steps, every_step=True)
-        pairs = [(together.outputa[index], outcome.outputa[0]), (together.lossesa[index], outcome.lossesa[0])]
-        pairs += [(many[index], one[0]) for many, one in zip(together.outputbs, outcome.outputbs, strict=True)]
-        pairs += [(many[index], one[0]) for many, one in zip(together.lossesb, outcome.lossesb, strict=True)]
-        for many, one in pairs:
-            np.testing.assert_allclose(many, one, rtol=tolerance, atol=tolerance)
-        fast = {name: weight[index] for name, weight in together.fast_weights.items() if "/" not in name}
-        assert relative_error(fast, {name: outcome.fast_weights[name][0] for name in fast}) < tolerance
-        task_loss, task_gradient = model.meta_gradient(weights, alone)
-        losses.append(task_loss)
-        total = {name: total[name] + task_gradient[name] / tasks for name in total}
-    np.testing.assert_allclose(loss, np.mean(losses), rtol=tolerance)
-    assert relative_error(gradient, total) < tolerance
+        alone = everything(model, eagerly)(weights, Episodes(*(tensor[index : index + 1] for tensor in episodes)))
+        np.testing.assert_allclose(together["loss"][index], alone["loss"][0], rtol=tolerance, atol=tolerance)
+        total = {name: total[name] + alone[name] / tasks for name in total}
+    assert relative_error({name: together[name] for name in total}, total) < tolerance
+
+
+@pytest.mark.parametrize(("network", "norm"), DENSE)
+def test_tasks_side_by_side_equal_tasks_one_after_another(network, norm, monkeypatch):
+    """By tf.vectorized_map and by tf.map_fn."""
+    model, weights, episodes = setting(network, norm, "float64")
+    assert model.side_by_side
+    beside = everything(model, in_a_graph)(weights, episodes)
+    monkeypatch.setattr(MAML, "side_by_side", False)
+    assert relative_error(beside, everything(model, in_a_graph)(weights, episodes)) < TOLERANCES["float64"]
 
 
 @per_case
@@ -123,57 +122,64 @@ def test_float32_equals_float64(network, norm):
     assert relative_error(single, double) < TOLERANCES["float32"]
 
 
-def test_many_tasks_in_kernels_they_share_equal_tasks_alone():
-    """A task's numbers are its own, too, where its convolutions share kernels with forty others."""
-    model = tiny_model("strided, mean head", "batch_norm", num_updates=1)
-    weights, episodes = tiny_weights(model, 6), tiny_episodes(model, 8, tasks=41)
-    together = model.task_metalearn(weights, episodes, 1).lossesb[0]
-    alone = [model.task_metalearn(weights, Episodes(*(t[i : i + 1] for t in episodes)), 1).lossesb[0] for i in (0, 40)]
-    np.testing.assert_allclose(together[0], alone[0][0], rtol=TOLERANCES["float64"])
-    np.testing.assert_allclose(together[40], alone[1][0], rtol=TOLERANCES["float64"])
-
-
-@pytest.mark.parametrize(("network", "norm"), [CONVOLUTIONAL[0], CONVOLUTIONAL[3]])
-def test_a_batch_in_parts_equals_the_whole_batch(network, norm, monkeypatch):
-    model, weights, episodes = setting(network, norm, "float64", tasks=4)
-    results = []
-    for cores, size in ((1, 4), (2, 2)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert parts.part_size(model.network, *episodes.inputa.shape[:2]) == size
-        results.append(everything(model, in_a_graph)(weights, episodes))
-    assert relative_error(*results) < TOLERANCES["float64"]
-
-
-def test_a_part_is_computed_by_the_function_that_was_given():
+def test_a_task_is_computed_by_the_function_that_was_given():
     """Not by one that AutoGraph generated from it."""
     files = []
 
-    def compute(batch):
+    def compute(number):
         files.append(inspect.currentframe().f_code.co_filename)
-        return 2 * batch
+        return 2 * number
 
-    twice = parts.map_parts(compute, tf.range(6.0), 2, tf.range(2.0))
-    np.testing.assert_array_equal(twice, [[0, 2], [4, 6], [8, 10]])
+    for side_by_side in (False, True):
+        twice = tf.function(
+            lambda: parallel.map_tasks(compute, tf.range(6.0), tf.TensorSpec([]), side_by_side),  # noqa: B023
+            autograph=False,
+        )
+        np.testing.assert_array_equal(twice(), [0, 2, 4, 6, 8, 10])
     assert set(files) == {__file__}
 
 
-@pytest.mark.parametrize(
-    ("flags", "on_two_cores", "on_sixteen"),
-    [
-        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 32}, 4, 2),
-        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 16, "num_classes": 20}, 2, 1),
-        ({"datasource": "omniglot", "update_batch_size": 1, "meta_batch_size": 7}, 1, 1),
-        ({"datasource": "miniimagenet", "update_batch_size": 1}, 1, 1),
-        ({"datasource": "sinusoid"}, 25, 25),
-    ],
-)
-def test_parts_fit_the_cache_and_feed_the_cores(flags, on_two_cores, on_sixteen, monkeypatch):
-    """First maps of 14², 14², 14² and 84² with 64, 64, 64 and 32 filters, of 5, 20, 5 and 5 images."""
-    config = Config.from_flags(flags)
-    for cores, size in ((2, on_two_cores), (16, on_sixteen)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        examples = config.num_classes * config.update_batch_size
-        assert parts.part_size(Network.from_config(config), config.meta_batch_size, examples) == size
+class Hidden(Model):
+    """A network with weights of any names and ranks: y = relu(x·kernel + b)·w + c."""
+
+    adapted = frozenset(["dense/kernel", "kernel", "b"])
+    dtype = "float64"
+
+    def init(self, seed):
+        rng = np.random.default_rng(seed)
+        shapes = {"dense/kernel": [2, 3], "b": [3], "kernel": [3, 1], "free": [1]}
+        return {name: tf.constant(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+    def apply(self, weights, inputs, reference=None):
+        return tf.nn.relu(inputs @ weights["dense/kernel"] + weights["b"]) @ weights["kernel"] + weights["free"]
+
+
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_a_network_of_ones_own_adapts_what_it_names(tasks):
+    """Whatever its weights are called, and with as many tasks as examples (4): every task's losses are its own."""
+    rng = np.random.default_rng(0)
+    config = Config(dtype="float64", norm="None", update_lr=0.1, num_updates=2)
+    model, shapes = MAML(config, Hidden()), ([tasks, 4, 2], [tasks, 4, 1]) * 2
+    weights, episodes = model.model.init(1), Episodes(*(tf.constant(rng.normal(size=shape)) for shape in shapes))
+    together = model.evaluate(weights, episodes, 2)["loss"]
+    for index, task in enumerate(episodes.tasks()):
+        outcome = model.task_metalearn(weights, task, 2, every_step=True)
+        np.testing.assert_allclose(together[index], [outcome.lossa, *outcome.lossesb], rtol=1e-12)
+        moved = {name for name in weights if np.abs(outcome.fast_weights[name] - weights[name]).max() > 0}
+        assert moved == Hidden.adapted
+        assert all(outcome.fast_weights[name].shape == weights[name].shape for name in weights)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot bind a process to cores")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert parallel.cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert parallel.cores() == len(before)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_parts_fit_the_cache_and_feed_the_cores(flags, on_two_cores, on_sixteen,
 )
 def test_recomputed_steps_give_the_same_gradient(network, norm, mode):
     model, weights, episodes = setting(network, norm, "float64")
-    again = MAML(model.config.replace(recompute=True), model.network)
+    again = MAML(model.config.replace(recompute=True), model.model)
     expected, actual = (everything(each, mode)(weights, episodes) for each in (model, again))
     assert relative_error(actual, expected) < TOLERANCES["float64"]
 
@@ -189,11 +195,11 @@ def test_recomputed_steps_give_the_same_gradient(network, norm, mode):
 @pytest.mark.parametrize(("network", "norm"), [CONVOLUTIONAL[0], CONVOLUTIONAL[3]])
 def test_bfloat16_convolutions_round_and_no_more(network, norm):
     model, weights, episodes = setting(network, norm, "float32")
-    rounded = dataclasses.replace(model.network, bfloat16=True)
-    expected, outputs = (network.forward(episodes.inputa, weights) for network in (model.network, rounded))
+    rounded = dataclasses.replace(model.model, bfloat16=True)
+    expected, outputs = (network.apply(weights, episodes.inputa[0]) for network in (model.model, rounded))
     error = relative_error({"outputs": outputs}, {"outputs": expected})
     assert 1e-5 < error < 0.05  # eight bits, through four layers
-    loss, gradient = MAML(model.config, rounded).meta_gradient(weights, episodes)
+    loss, gradient = MAML(model.config, rounded).gradient(weights, episodes, 0)
     for value in (outputs, loss, *gradient.values()):
         assert value.dtype == tf.float32
         assert np.isfinite(value).all()

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from maml.config import Config
-from maml.models.official import Network, is_adapted
+from maml.models.official import Network
 
 
 def weights_of(**flags):
     network = Network.from_config(Config.from_flags(flags))
-    return {name: weight.numpy() for name, weight in network.construct_weights(0).items()}
+    return {name: weight.numpy() for name, weight in network.init(0).items()}
 
 
 def shapes_of(**flags):
@@ -42,8 +43,8 @@ def test_convolutional(flags, conv1, head):
     assert shapes["conv1"] == conv1
     assert shapes["w5"] == head
     network = Network.from_config(Config.from_flags(flags))
-    inputs = np.zeros([2, 3, network.dim_input], np.float32)
-    assert network.forward(inputs, network.construct_weights(0)).shape == (2, 3, 5)
+    inputs = tf.zeros([3, network.dim_input])
+    assert network.apply(network.init(0), inputs).shape == (3, 5)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,9 @@ def test_convolutional(flags, conv1, head):
 )
 def test_normalisations_and_what_is_adapted(norm, names):
     weights = weights_of(datasource="omniglot", norm=norm)
-    normalisation = {name for name in weights if not is_adapted(name)}
+    network = Network.from_config(Config.from_flags({"datasource": "omniglot", "norm": norm}))
+    normalisation = set(weights) - network.adapted
+    assert network.adapted == {f"{kind}{i}" for kind in ("conv", "b") for i in range(1, 5)} | {"w5", "b5"}
     assert normalisation == {f"model/{i}/{name}" for i in range(4) for name in names}
     assert all((weights[name] == (1 if name.endswith("gamma") else 0)).all() for name in normalisation)
 
@@ -76,7 +79,19 @@ def test_initial_values():
 
 def test_the_seed_decides_the_weights():
     network = Network.from_config(Config.from_flags({"datasource": "omniglot"}))
-    first, same, other = (network.construct_weights(seed) for seed in (0, 0, 1))
+    first, same, other = (network.init(seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first["conv1"], same["conv1"])
     assert not np.array_equal(first["conv1"], other["conv1"])
     assert not np.array_equal(first["conv2"], first["conv3"])
+
+
+def test_names_in_checkpoints_are_the_official_ones():
+    """The official code names the scope of a fully connected layer i + 1 from the second on, and so skips 1."""
+    network = Network.from_config(Config.from_flags({"datasource": "omniglot", "conv": False}))
+    names = network.checkpoint_names(network.init(0))
+    assert names["w1"] == "model/Variable" and names["b1"] == "model/Variable_1" and names["b5"] == "model/Variable_9"
+    assert [names[f"model/{i}/beta"] for i in range(4)] == [f"model/{i}/beta" for i in (0, 2, 3, 4)]
+    network = Network.from_config(Config.from_flags({"datasource": "omniglot"}))
+    names = network.checkpoint_names(network.init(0))
+    assert names["conv1"] == "model/conv1" and names["b2"] == "model/Variable_1" and names["w5"] == "model/w5"
+    assert [names[f"model/{i}/beta"] for i in range(4)] == [f"model/{i}/beta" for i in range(4)]

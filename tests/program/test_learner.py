@@ -16,7 +16,7 @@ from maml.errors import UserError
 from maml.learner import Learner
 from maml.maml import MAML
 from tests.command_line import ROOT, run_here
-from tests.tiny import tiny_weights
+from tests.tiny import adapt_all, tiny_weights
 
 NETWORKS = {"strided": {}, "pooled": {"max_pool": True}, "fully connected": {"conv": False}}
 BN_MODES = ("transductive", "support")
@@ -55,7 +55,7 @@ def test_predictions_are_those_of_a_meta_test(network, bn_mode):
     inputa, inputb = (tf.constant(array.reshape(1, len(array), -1) / 255, tf.float32) for array in (support, query))
     labels = tf.eye(WAYS)[None]
     episodes = Episodes(inputa, labels, inputb, tf.one_hot([[0, 1, 2, 0]], WAYS))
-    outputs = learner.model.task_metalearn(learner.weights, episodes, 2).outputbs[-1][0]
+    outputs = adapt_all(learner.model, learner.weights, episodes, 2).outputbs[-1][0]
     adapted = learner.adapt(support, ["a", "b", "c"])
     np.testing.assert_allclose(adapted.predict_proba(query), tf.nn.softmax(outputs), atol=1e-6)
     assert adapted.predict(query) == ["abc"[column] for column in np.argmax(outputs, 1)]
@@ -111,15 +111,15 @@ def test_unequal_numbers_of_images_a_class():
     learner = learner_of("fully connected", norm="None")
     inputs, labels = images(5), "abcaa"
     adapted = learner.adapt(inputs, labels, num_updates=1)
-    flat = tf.constant(inputs.reshape(1, 5, -1) / 255, tf.float32)
+    flat = tf.constant(inputs.reshape(5, -1) / 255, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(learner.weights["w5"])
         losses = tf.nn.softmax_cross_entropy_with_logits(
-            tf.one_hot([[0, 1, 2, 0, 0]], WAYS), learner.model.forward(flat, learner.weights)
+            tf.one_hot([0, 1, 2, 0, 0], WAYS), learner.model.model.apply(learner.weights, flat)
         )
         mean = tf.reduce_mean(losses)
     step = learner.config.update_lr * WAYS * tape.gradient(mean, learner.weights["w5"])
-    np.testing.assert_allclose(adapted.state["w5"][0], learner.weights["w5"] - step, atol=1e-6)
+    np.testing.assert_allclose(adapted.state["w5"], learner.weights["w5"] - step, atol=1e-6)
 
 
 def test_forms_of_images_and_labels():
@@ -138,8 +138,8 @@ def test_steps():
     learner, support, query = learner_of(), images(WAYS), images(4, seed=1)
     predictions = [learner.adapt(support, "abc", steps).predict_proba(query) for steps in (None, 2, 0)]
     np.testing.assert_array_equal(predictions[0], predictions[1])
-    plain = learner.model.forward(tf.constant(query.reshape(1, 4, -1) / 255, tf.float32), learner.weights)
-    np.testing.assert_allclose(predictions[2], tf.nn.softmax(plain[0]), atol=1e-6)
+    plain = learner.model.model.apply(learner.weights, tf.constant(query.reshape(4, -1) / 255, tf.float32))
+    np.testing.assert_allclose(predictions[2], tf.nn.softmax(plain), atol=1e-6)
 
 
 GOOD = (images(WAYS), "abc")
@@ -191,7 +191,7 @@ def test_sinusoids():
     rng = np.random.default_rng(0)
     x, y, new = (rng.uniform(-1, 1, [n, 1]).astype(np.float32) for n in (6, 6, 4))
     episodes = Episodes(*(tf.constant(array[None]) for array in (x, y, new, new)))
-    outputs = learner.model.task_metalearn(learner.weights, episodes, 3).outputbs[-1][0]
+    outputs = adapt_all(learner.model, learner.weights, episodes, 3).outputbs[-1][0]
     np.testing.assert_allclose(learner.adapt(x, y).predict(new), outputs, atol=1e-6)
 
 

@@ -1,20 +1,27 @@
 """Checkpoints: what they hold, which ones stay, the official names, and damage."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from maml.algorithms.adapting import TrainState
 from maml.config import Config
 from maml.errors import UserError
-from maml.maml import MAML, TrainState
+from maml.maml import MAML
 from maml.training import checkpoints
 from maml.training.checkpoints import DATA_SUFFIX, Progress
 from maml.training.loop import restore_latest
 
 
+def model_of(**flags) -> MAML:
+    return MAML(Config.from_flags(flags))
+
+
 def state_of(seed: int = 0, **flags) -> TrainState:
     """A state in which every tensor differs."""
-    model = MAML(Config.from_flags(flags | {"seed": seed}))
+    model = model_of(**flags)
     rng = np.random.default_rng(seed)
     return tf.nest.map_structure(
         lambda tensor: (
@@ -34,9 +41,9 @@ def equal(first: TrainState, second: TrainState) -> bool:
 @pytest.mark.parametrize("flags", [{}, {"datasource": "omniglot", "norm": "layer_norm"}, {"dtype": "float64"}])
 def test_everything_comes_back(tmp_path, flags):
     state, progress = state_of(3, **flags), Progress(70, np.array([[1.5, 2.5], [3, 4]]), 0.25)
-    checkpoints.save(tmp_path, state, progress)
+    checkpoints.save(tmp_path, model_of(**flags), state, progress)
     [checkpoint] = checkpoints.list_checkpoints(tmp_path)
-    restored, again = checkpoints.restore(checkpoint, state_of(5, **flags))
+    restored, again = checkpoints.restore(checkpoint, model_of(**flags))
     assert equal(restored, state)
     assert not equal(restored, state_of(5, **flags))
     assert again.iteration == 70
@@ -47,8 +54,8 @@ def test_everything_comes_back(tmp_path, flags):
 def test_the_last_ten_stay_and_the_index_names_them(tmp_path):
     state = state_of()
     for iteration in range(1000, 13000, 1000):
-        checkpoints.save(tmp_path, state, Progress(iteration, np.zeros([0, 2]), 0.0))
-    checkpoints.save(tmp_path, state, Progress(500, np.zeros([0, 2]), 0.0), stem="best", keep=1)
+        checkpoints.save(tmp_path, model_of(), state, Progress(iteration, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, model_of(), state, Progress(500, np.zeros([0, 2]), 0.0), stem="best", keep=1)
     names = [checkpoint.prefix.name for checkpoint in checkpoints.list_checkpoints(tmp_path)]
     assert names == [f"model{iteration}" for iteration in range(3000, 13000, 1000)]
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model12000")
@@ -57,21 +64,33 @@ def test_the_last_ten_stay_and_the_index_names_them(tmp_path):
     assert left == whole | {"checkpoint"}
 
 
-def test_official_names():
-    """The names in the official graph, as the released checkpoint and the golden files have them."""
-    conv = checkpoints.official_names(state_of(datasource="omniglot").weights)
-    assert conv["conv1"] == "model/conv1"
-    assert [conv[f"b{i}"] for i in range(1, 6)] == ["model/Variable"] + [
-        f"model/{name}" for name in ("Variable_1", "Variable_2", "Variable_3", "b5")
-    ]
-    fc = checkpoints.official_names(state_of(norm="None").weights)
-    assert list(fc.values()) == ["model/Variable"] + [f"model/Variable_{i}" for i in range(1, 6)]
+@pytest.mark.parametrize("norm", ["batch_norm", "layer_norm"])
+def test_normalisations_of_dense_networks_by_our_earlier_names(tmp_path, norm):
+    """Checkpoints once called them model/0, model/1, model/2; the official code, and ours since, skips 1."""
+    flags = {"datasource": "omniglot", "conv": False, "norm": norm}
+    model, state = model_of(**flags), state_of(4, **flags)
+    checkpoints.save(tmp_path, model, state, Progress(7, np.zeros([0, 2]), 0.5))
+    [checkpoint] = checkpoints.list_checkpoints(tmp_path)
+    reader = tf.train.load_checkpoint(str(checkpoint.prefix))
+    official = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    assert "model/2/beta" in official and "model/1/beta" not in official
+    earlier = {re.sub(r"model/([234])/", lambda m: f"model/{int(m[1]) - 1}/", n): v for n, v in official.items()}
+    checkpoints.remove(checkpoint)
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "model7"),
+        tensor_names=list(earlier),
+        shape_and_slices=[""] * len(earlier),
+        tensors=list(earlier.values()),
+    )
+    restored, progress = checkpoints.restore(checkpoint, model)
+    assert equal(restored, state)
+    assert progress.iteration == 7
 
 
 def test_a_checkpoint_without_our_extras_starts_adam_anew(tmp_path):
     """What the official code writes: trainable variables only, and no `checkpoint` file."""
     state = state_of(1)
-    names = checkpoints.official_names(state.weights)
+    names = model_of().checkpoint_names(state.weights)
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "model69999"),
         tensor_names=list(names.values()),
@@ -79,7 +98,7 @@ def test_a_checkpoint_without_our_extras_starts_adam_anew(tmp_path):
         tensors=[state.weights[name] for name in names],
     )
     [checkpoint] = checkpoints.list_checkpoints(tmp_path)
-    restored, progress = checkpoints.restore(checkpoint, state_of(2))
+    restored, progress = checkpoints.restore(checkpoint, model_of())
     assert all(np.array_equal(restored.weights[name], state.weights[name]) for name in names)
     assert progress.iteration == 69999
     for adam in (restored.pretrain, restored.metatrain):
@@ -88,10 +107,12 @@ def test_a_checkpoint_without_our_extras_starts_adam_anew(tmp_path):
 
 
 def test_another_network_is_refused_with_the_list_of_differences(tmp_path):
-    checkpoints.save(tmp_path, state_of(datasource="omniglot"), Progress(1, np.zeros([0, 2]), 0.0))
+    checkpoints.save(
+        tmp_path, model_of(datasource="omniglot"), state_of(datasource="omniglot"), Progress(1, np.zeros([0, 2]), 0.0)
+    )
     [checkpoint] = checkpoints.list_checkpoints(tmp_path)
     with pytest.raises(UserError) as error:
-        checkpoints.restore(checkpoint, state_of(datasource="omniglot", norm="layer_norm", num_classes=3))
+        checkpoints.restore(checkpoint, model_of(datasource="omniglot", norm="layer_norm", num_classes=3))
     message = str(error.value)
     assert "\n" not in message
     assert "model/0/gamma is missing" in message
@@ -102,8 +123,8 @@ def test_another_network_is_refused_with_the_list_of_differences(tmp_path):
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "gone"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, suffix, damage):
     older, newer = state_of(1), state_of(2)
-    checkpoints.save(tmp_path, older, Progress(10, np.zeros([0, 2]), 0.0))
-    checkpoints.save(tmp_path, newer, Progress(20, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, model_of(), older, Progress(10, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, model_of(), newer, Progress(20, np.zeros([0, 2]), 0.0))
     path = tmp_path / f"model20{suffix}"
     content = path.read_bytes()
     middle = len(content) // 2
@@ -112,7 +133,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     else:
         flipped = content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
         path.write_bytes({"empty": b"", "cut": content[:middle], "flipped": flipped}[damage])
-    restored = restore_latest(tmp_path, state_of(3))
+    restored = restore_latest(tmp_path, model_of())
     assert restored is not None
     assert equal(restored[0], older)
     assert restored[1].iteration == 10
@@ -121,16 +142,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
 
 
 def test_all_damaged_is_one_line(tmp_path):
-    checkpoints.save(tmp_path, state_of(), Progress(10, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, model_of(), state_of(), Progress(10, np.zeros([0, 2]), 0.0))
     (tmp_path / f"model10{DATA_SUFFIX}").write_bytes(b"")
     with pytest.raises(UserError, match="model10"):
-        restore_latest(tmp_path, state_of())
+        restore_latest(tmp_path, model_of())
 
 
 def test_choose(tmp_path):
     for iteration in (10, 20):
-        checkpoints.save(tmp_path, state_of(), Progress(iteration, np.zeros([0, 2]), 0.0))
-    checkpoints.save(tmp_path, state_of(), Progress(10, np.zeros([0, 2]), 0.0), stem="best", keep=1)
+        checkpoints.save(tmp_path, model_of(), state_of(), Progress(iteration, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, model_of(), state_of(), Progress(10, np.zeros([0, 2]), 0.0), stem="best", keep=1)
     assert checkpoints.choose(tmp_path, "latest", -1).prefix.name == "model20"
     assert checkpoints.choose(tmp_path, "latest", 10).prefix.name == "model10"
     assert checkpoints.choose(tmp_path, "best", -1).prefix.name == "best10"

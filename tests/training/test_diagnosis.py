@@ -5,24 +5,28 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.maml import MAML, clipped
-from maml.models.official import Network
+from maml.models.protocol import Model
 from maml.training.diagnosis import all_finite, first_non_finite
 from tests.tiny import tiny_episodes
 
 
-class Root(Network):
+class Root(Model):
     """f(x) = x·w + √β: at β = 0 its value is finite and its gradient is not."""
 
-    def construct_weights(self, seed):
+    adapted = frozenset(["w"])
+    input_shape = (1,)
+    dtype = "float64"
+
+    def init(self, seed):
         return {"w": tf.ones([1, 1], tf.float64), "model/0/beta": tf.zeros([1], tf.float64)}
 
-    def forward(self, inp, weights):
-        return inp @ weights["w"] + tf.sqrt(weights["model/0/beta"])
+    def apply(self, weights, inputs, reference=None):
+        return inputs @ weights["w"] + tf.sqrt(weights["model/0/beta"])
 
 
 def culprit(beta: float = 1.0, spoil: str = "", pretraining: bool = False, scale: float = 1.0, **settings) -> str:
     config = Config(dtype="float64", norm="None", num_updates=3, pretrain_iterations=int(pretraining), **settings)
-    model = MAML(config, Root("linear", 1, 1, (), "None", dtype="float64"))
+    model = MAML(config, Root())
     state, episodes = model.init_state(), tiny_episodes(model, 0)
     state.weights["model/0/beta"] = tf.constant([beta], tf.float64)
     if spoil:

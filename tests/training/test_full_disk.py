@@ -18,10 +18,11 @@ import pytest
 import tensorflow as tf
 
 from maml import files
+from maml.algorithms.adapting import TrainState
 from maml.algorithms.protocol import Column
 from maml.config import Config
 from maml.errors import UserError
-from maml.maml import MAML, TrainState
+from maml.maml import MAML
 from maml.training import checkpoints, evaluation
 from maml.training.checkpoints import Progress
 from maml.training.loop import restore_latest
@@ -49,8 +50,11 @@ def fail_at(monkeypatch):
     return fail
 
 
+MODEL = MAML(Config(norm="None"))
+
+
 def state_of(value: float) -> TrainState:
-    state = MAML(Config(norm="None")).init_state()
+    state = MODEL.init_state()
     return tf.nest.map_structure(lambda tensor: tf.zeros_like(tensor) + tf.cast(value, tensor.dtype), state)
 
 
@@ -65,11 +69,11 @@ def refusal(call, *arguments) -> str:
 @pytest.mark.parametrize("number", range(6))
 def test_checkpoints(tmp_path, fail_at, number):
     """Two are synced and moved (index and data), then the list of all."""
-    checkpoints.save(tmp_path, state_of(1), Progress(10, np.zeros([0, 2]), 0.0))
+    checkpoints.save(tmp_path, MODEL, state_of(1), Progress(10, np.zeros([0, 2]), 0.0))
     fail_at(number)
-    message = refusal(checkpoints.save, tmp_path, state_of(2), Progress(20, np.zeros([0, 2]), 0.0))
+    message = refusal(checkpoints.save, tmp_path, MODEL, state_of(2), Progress(20, np.zeros([0, 2]), 0.0))
     assert ("model20" if number < 4 else "checkpoint") in message
-    restored = restore_latest(tmp_path, state_of(3))
+    restored = restore_latest(tmp_path, MODEL)
     assert restored is not None
     assert restored[1].iteration == (10 if number < 4 else 20)
     values = {float(np.ravel(tensor)[0]) for tensor in tf.nest.flatten(restored[0])}
@@ -118,7 +122,7 @@ def test_a_folder_that_has_become_read_only(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"run.json could not be written \(Read-only file system\)"):
         files.write_json(tmp_path / "run.json", {})
     with pytest.raises(UserError, match=r"model1: the checkpoint could not be written .*Read-only"):
-        checkpoints.save(tmp_path, state_of(1), Progress(1, np.zeros([0, 2]), 0.0))
+        checkpoints.save(tmp_path, MODEL, state_of(1), Progress(1, np.zeros([0, 2]), 0.0))
     with pytest.raises(UserError, match=r"cannot be written .*choose another --logdir"):
         files.make_folder(tmp_path / "runs")
 
@@ -149,7 +153,7 @@ def test_a_training_whose_summaries_meet_the_limit_of_file_sizes(tmp_path):
     saved = checkpoints.list_checkpoints(folder)
     assert saved
     for checkpoint in saved:
-        checkpoints.restore(checkpoint, state_of(0))
+        checkpoints.restore(checkpoint, MODEL)
 
 
 def test_a_training_whose_checkpoint_meets_the_limit_of_file_sizes(tmp_path, monkeypatch, capsys):

@@ -60,8 +60,8 @@ def test_training_goes_on_from_it(released, capsys):
     newest = checkpoints.list_checkpoints(released)[-1]
     assert newest.iteration == 59002
     model = MAML(Config.from_flags({"datasource": "miniimagenet"}))
-    before, _ = checkpoints.restore(checkpoints.list_checkpoints(released)[0], model.init_state())
-    after, _ = checkpoints.restore(newest, model.init_state())
+    before, _ = checkpoints.restore(checkpoints.list_checkpoints(released)[0], model)
+    after, _ = checkpoints.restore(newest, model)
     moved = np.abs(after.weights["conv2"] - before.weights["conv2"]).max()
     assert 0 < moved < 0.01  # two Adam steps of 0.001 from the released weights
 
@@ -81,8 +81,8 @@ def test_tensorflow_1_restores_our_checkpoints(tmp_path, flags):
     """A TensorFlow 1 Saver of the official variables reads what training wrote, through the `checkpoint` file."""
     model = MAML(Config.from_flags(flags))
     state = model.init_state()
-    checkpoints.save(tmp_path, state, Progress(1000, np.zeros([0, 2]), 0.0))
-    names = checkpoints.official_names(state.weights)
+    checkpoints.save(tmp_path, model, state, Progress(1000, np.zeros([0, 2]), 0.0))
+    names = model.checkpoint_names(state.weights)
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         with v1.variable_scope("model"):
@@ -99,11 +99,11 @@ def test_tensorflow_1_restores_our_checkpoints(tmp_path, flags):
 def test_the_flat_head_reads_the_map_as_the_official_reshape_did():
     """Rows of w5 are the last map in (row, column, filter) order, so official heads mean the same here."""
     network = Network.from_config(Config.from_flags({"datasource": "miniimagenet", "norm": "None", "num_filters": 2}))
-    weights = network.construct_weights(0)
+    weights = network.init(0)
     weights["w5"] = tf.reshape(tf.one_hot([7], 50), [50, 1]) * tf.ones([1, 5])
-    image = np.random.default_rng(0).random([1, 1, 84 * 84 * 3]).astype(np.float32)
+    image = np.random.default_rng(0).random([1, 84 * 84 * 3]).astype(np.float32)
     hidden = image.reshape(1, 84, 84, 3)
     for i in range(1, 5):
         hidden = tf.nn.relu(tf.nn.conv2d(hidden, weights[f"conv{i}"], 1, "SAME") + weights[f"b{i}"])
         hidden = tf.nn.max_pool2d(hidden, 2, 2, "VALID")
-    np.testing.assert_allclose(network.forward(image, weights)[0, 0, 0], hidden[0, 0, 3, 1], rtol=1e-5)
+    np.testing.assert_allclose(network.apply(weights, tf.constant(image))[0, 0], hidden[0, 0, 3, 1], rtol=1e-5)

@@ -9,11 +9,11 @@ from tensorboard.plugins.hparams import metadata
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.maml import MAML
-from maml.models.official import Network
 from maml.training import episode_image
 from maml.training import loop as training
 from maml.training.episode_image import draw_episode, episode_rows
 from tests.image_fixtures import write_class_folders
+from tests.tiny import Interpreted
 
 ITERATIONS = 20
 FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "norm": "None"}
@@ -31,8 +31,7 @@ def runs(tmp_path_factory):
         config = Config.from_flags(FLAGS | flags | {"data_dir": str(root / "photos")})
         (root / name).mkdir()
         data = DataGenerator(config, ("train", "val"))
-        model = MAML(config, Network("fc", 8 * 8, 3, (8,), "None"))  # tracing a deep one takes longer than the rest
-        model.compiled = False  # so does compiling
+        model = MAML(config, Interpreted("fc", 8 * 8, 3, (8,), "None"))  # tracing a deep one takes longer than the rest
         trained[name] = (root / name, training.train(config, model, data, root / name))
     return trained
 
@@ -97,8 +96,8 @@ def episode(shots: int, queries: int, classes: int, seed: int = 0) -> Episodes:
     arrays = []
     for size in (shots * classes, queries * classes):
         labels = rng.permutation(np.tile(np.arange(classes), size // classes))
-        arrays.append(np.stack([np.tile([next(reds), 0, 0], 60 * 60) for _ in labels])[None])
-        arrays.append(np.eye(classes)[labels][None])
+        arrays.append(np.stack([np.tile([next(reds), 0, 0], 60 * 60) for _ in labels]))
+        arrays.append(np.eye(classes)[labels])
     return Episodes(*arrays)
 
 
@@ -108,7 +107,7 @@ def test_an_episodes_picture_has_the_support_set_above_the_query_set_a_column_a_
     picture = draw_episode(*episode_rows(task, outputs, channels=3))
     places = {}
     for split, inputs, labels in (("a", task.inputa, task.labela), ("b", task.inputb, task.labelb)):
-        for image, label in zip(inputs[0], labels[0], strict=True):
+        for image, label in zip(inputs, labels, strict=True):
             rows, columns = np.nonzero((picture == np.round(255 * image[:3])).all(2))
             assert len(rows) >= 50 * 50  # nothing covers it
             places.setdefault(split, []).append((rows.max(), columns.max(), label.argmax()))
@@ -122,7 +121,7 @@ def test_an_episodes_picture_has_the_support_set_above_the_query_set_a_column_a_
 
 def test_an_episodes_captions_tell_the_class_and_the_prediction():
     task = episode(1, 2, 3)
-    truths = task.labelb[0].argmax(1)
+    truths = task.labelb.argmax(1)
     predicted = (truths + np.array([0, 1, 0, 0, 1, 0])) % 3
     support, query = episode_rows(task, np.eye(3)[predicted], channels=3)
     assert [[tile.caption for tile in row] for row in support] == [["0", "1", "2"]]
@@ -136,7 +135,7 @@ def test_an_episodes_captions_tell_the_class_and_the_prediction():
 
 def test_an_episodes_picture_is_bounded():
     task = episode(4, 5, 25)
-    support, query = episode_rows(task, task.labelb[0], channels=3)
+    support, query = episode_rows(task, task.labelb, channels=3)
     assert (len(support), len(query)) == (episode_image.MOST_SUPPORT_ROWS, episode_image.MOST_QUERY_ROWS)
     assert {len(row) for row in support + query} == {episode_image.MOST_CLASSES}
     height, width, _ = draw_episode(support, query).shape

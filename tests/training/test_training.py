@@ -15,6 +15,8 @@ from maml.training import checkpoints
 from maml.training import loop as training
 from maml.training.diagnosis import all_finite
 from maml.training.evaluation import Evaluator
+from maml.training.updates import update
+from tests.tiny import Interpreted
 
 SMALL = {"norm": "None", "meta_batch_size": 4, "summary_interval": 10, "save_interval": 25, "val_interval": 30}
 SMALL |= {"val_tasks": 20, "metatrain_iterations": 60}
@@ -24,8 +26,7 @@ def train(folder, compiled: bool = False, **flags) -> training.Trained:
     """Trains in `folder`; without XLA by default, whose compilation takes longer than these trainings."""
     config = Config.from_flags(SMALL | flags)
     folder.mkdir(exist_ok=True)
-    model = MAML(config)
-    model.compiled = compiled
+    model = MAML(config) if compiled else MAML(config, Interpreted.from_config(config))
     return training.train(config, model, DataGenerator(config), folder)
 
 
@@ -83,7 +84,7 @@ def test_iterations_are_the_single_updates_one_after_another(tmp_path):
     model, data = MAML(config), DataGenerator(config)
     state = model.init_state()
     for iteration in range(3):
-        state, _ = model.metatrain_update(state, data.episodes("train", iteration, config.meta_batch_size))
+        state, _ = update(model, state, data.episodes("train", iteration, config.meta_batch_size), iteration)
     trained = train(tmp_path, compiled=True, metatrain_iterations=3)
     for expected, found in zip(tf.nest.flatten(state), tf.nest.flatten(trained.state), strict=True):
         np.testing.assert_allclose(expected, found, rtol=1e-5, atol=1e-7)
@@ -100,7 +101,7 @@ def test_summaries_measure_the_tasks_of_the_coming_update(tmp_path, monkeypatch,
     model = MAML(config)
     evaluator = Evaluator(model, DataGenerator(config))
     for checkpoint in checkpoints.list_checkpoints(tmp_path):
-        state, progress = checkpoints.restore(checkpoint, model.init_state())
+        state, progress = checkpoints.restore(checkpoint, model)
         assert state.metatrain.step == progress.iteration - progress.skipped
         losses = evaluator.batch(state.weights, "train", checkpoint.iteration, 4, config.evaluation_updates)["loss"]
         shown = [found["train/loss/Pre-update"][checkpoint.iteration]]
@@ -177,7 +178,7 @@ def finite_checkpoints(folder) -> list[int]:
     """The iterations of the checkpoints, all of whose numbers are finite."""
     found = checkpoints.list_checkpoints(folder)
     for checkpoint in found:
-        state, _ = checkpoints.restore(checkpoint, MAML(Config(norm="None")).init_state())
+        state, _ = checkpoints.restore(checkpoint, MAML(Config(norm="None")))
         assert all_finite(state)
     return [checkpoint.iteration for checkpoint in found]
 
@@ -226,8 +227,7 @@ def test_skipped_updates_leave_no_trace_but_their_count(tmp_path, monkeypatch, c
     assert identical(whole.state, parts.state)
 
     config = Config.from_flags(SMALL)
-    model, data = MAML(config), DataGenerator(config)
-    model.compiled = False
+    model, data = MAML(config, Interpreted.from_config(config)), DataGenerator(config)
     update, state = training.make_update(model, data), model.init_state()
     for first, count in ((0, 37), (38, 14), (53, 7)):
         state = update(state, tf.constant(first), tf.constant(count))[0]

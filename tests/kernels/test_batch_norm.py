@@ -1,0 +1,85 @@
+"""The closed form of batch-norm with ReLU and pooling is its plain form, to second order."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maml.kernels import batch_norm
+from tests.kernels.through import assert_same_to_second_order
+
+fast = functools.partial(batch_norm.batch_norm_relu_pool, epsilon=0.001)
+plain = functools.partial(batch_norm.plain, epsilon=0.001)
+
+
+def images_and_shift(height, width):
+    rng = np.random.default_rng(0)
+    return tf.constant(rng.normal(size=[3, height, width, 2])), tf.constant(rng.normal(size=[2]))
+
+
+@pytest.mark.parametrize("jit", [None, False, True])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 4), (7, 5)])
+def test_both_forms_agree_through_an_inner_step(height, width, jit):
+    assert_same_to_second_order(fast, plain, *images_and_shift(height, width), jit=jit)
+
+
+def pooled_by_tensorflow(x, shift):
+    """Statistics by tf.math.reduce_variance, pooling by tf.nn.max_pool2d."""
+    mean, variance = tf.reduce_mean(x, [0, 1, 2]), tf.math.reduce_variance(x, [0, 1, 2])
+    return tf.nn.max_pool2d(tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 0.001) + shift), 2, 2, "VALID")
+
+
+def test_the_plain_form_is_tensorflows():
+    assert_same_to_second_order(plain, pooled_by_tensorflow, *images_and_shift(5, 4))
+
+
+def test_two_derivatives_of_one_forward_pass_can_both_be_differentiated():
+    x, shift = images_and_shift(4, 4)
+
+    def through(function):
+        with tf.GradientTape() as outer:
+            outer.watch((x, shift))
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(x)
+                out = function(x, shift)
+                losses = tf.reduce_sum(tf.sin(out)), tf.reduce_sum(out**3)
+            one, other = (inner.gradient(loss, x) for loss in losses)
+            value = tf.reduce_sum(tf.sin(one) * other) + tf.reduce_sum(tf.cos(out))
+        return [one, other, *outer.gradient(value, (x, shift))]
+
+    for value, expected in zip(through(fast), through(plain), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_of_equal_entries_the_first_gets_the_gradient():
+    """Where a picture is saturated, whole windows are equal; the official pooling chooses the first, too."""
+    x = np.random.default_rng(0).normal(size=[2, 4, 4, 3])
+    x[:, :2, :2] = x[:, :1, :1]
+    x[:, 2, 2:] = 3.0
+    u = np.random.default_rng(1).normal(size=[2, 2, 2, 3])
+    gradients = []
+    for pooled in (fast, pooled_by_tensorflow):
+        with tf.GradientTape() as tape:
+            inp = tf.constant(x)
+            tape.watch(inp)
+            value = tf.reduce_sum(pooled(inp, tf.ones([3], tf.float64)) * u)
+        gradients.append(tape.gradient(value, inp))
+    np.testing.assert_allclose(*gradients, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_moments_in_one_pass_are_as_exact_as_float32(offset):
+    x = np.random.default_rng(0).normal(offset, 1, [4, 6, 6, 3]).astype(np.float32)
+    x[0] += 3  # the first example, which the sums start from, is not like the others
+    mean, variance = batch_norm._moments(tf.constant(x), 4 * 6 * 6)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_the_first_examples_statistics():
+    """With `reference`, an example's result does not depend on those behind."""
+    x, shift = images_and_shift(4, 4)
+    np.testing.assert_allclose(fast(x, shift, reference=2)[:2], fast(x[:2], shift), rtol=1e-12)
+    np.testing.assert_allclose(fast(x, shift, reference=2)[2:], fast(tf.concat([x, x], 0), shift, reference=2)[2:3])

@@ -1,0 +1,32 @@
+"""Convolutions of images as products of their patches are convolutions, to second order."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maml.kernels import convolution
+from tests.kernels.through import assert_same_to_second_order
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize(("channels", "most"), [(1, 10_000), (3, 10_000), (3, 10), (5, 10_000)])
+def test_both_forms_agree_through_an_inner_step(monkeypatch, channels, most, size, stride):
+    """Grey and colour images; images whose patches are too many; feature maps."""
+    monkeypatch.setattr(convolution, "_MOST_PATCHES", most)
+    rng = np.random.default_rng(0)
+    inp, kernel = (
+        tf.constant(rng.normal(size=shape) / 5) for shape in ([3, size, size, channels], [3, 3, channels, 4])
+    )
+    fast = functools.partial(convolution.conv2d, stride=stride)
+    assert_same_to_second_order(fast, lambda x, k: tf.nn.conv2d(x, k, stride, "SAME"), inp, kernel)
+
+
+@pytest.mark.parametrize(("channels", "patches"), [(3, True), (4, False)])
+def test_images_alone_become_patches(channels, patches):
+    graph = tf.function(functools.partial(convolution.conv2d, stride=1)).get_concrete_function(
+        tf.TensorSpec([2, 4, 4, channels]), tf.TensorSpec([3, 3, channels, 4])
+    )
+    assert ("MatMul" in {op.type for op in graph.graph.get_operations()}) == patches
