@@ -99,14 +99,14 @@ def curves(folder: Path, config: Config, support: np.ndarray, grid: np.ndarray) 
 
     def inputs(x: np.ndarray) -> tf.Tensor:
         known = [AMPLITUDE, PHASE] if config.baseline == "oracle" else []
-        return tf.constant([[[point, *known] for point in x]], config.dtype)
+        return tf.constant([[point, *known] for point in x], config.dtype)
 
     model = MAML(config)
     state, _ = checkpoints.restore(checkpoints.choose(folder, "latest", -1), model)
-    labels = [tf.constant(true_function(x)[None, :, None], config.dtype) for x in (support, grid)]
-    episodes = Episodes(inputs(support), labels[0], inputs(grid), labels[1])
-    before = model.forward(episodes.inputb, state.weights)
-    after = model.task_metalearn(state.weights, episodes, STEPS, every_step=True).outputbs
+    labels = [tf.constant(true_function(x)[:, None], config.dtype) for x in (support, grid)]
+    task = Episodes(inputs(support), labels[0], inputs(grid), labels[1])
+    before = model.model.apply(state.weights, task.inputb)
+    after = model.task_metalearn(state.weights, task, STEPS, every_step=True).outputbs
     return [np.ravel(outputs) for outputs in (before, *after)]
 
 

@@ -1,5 +1,6 @@
 """The ways to compute a meta-update that are compared, each ready to be timed."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from maml.algorithms.adam import adam_init
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.maml import MAML
+from maml.models.official import Network
 from maml.parallel import set_up_threads
-from maml.training.loop import make_update
+from maml.training.updates import make_update, update
 
 PLAIN, PLAIN_SMALL, WHOLE = "plain", "plain, small kernels", "whole official graph"
 OURS, FIRST_ORDER, RECOMPUTED, BFLOAT16 = "ours", "first order", "recomputed", "bfloat16"
@@ -59,8 +61,8 @@ def set_threads(name: str, config: Config) -> None:
 
 def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulation:
     """The official structure; episodes are given, one meta-update a call."""
-    network = MAML(config).network
-    fresh = network.construct_weights(config.seed)
+    network = Network.from_config(config)
+    fresh = network.init(config.seed)
     episodes = data.episodes("train", 0, config.meta_batch_size)
 
     @tf.function(autograph=False)
@@ -79,8 +81,8 @@ def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulat
 
 def _peer(name: str, config: Config, data: DataGenerator) -> Formulation:
     """Another library, which only this process needs; many a call where ours makes many and the library can."""
-    library, network = importlib.import_module(f"benchmarks.peer_{PEERS[name]}"), MAML(config).network
-    weights = {key: weight.numpy() for key, weight in network.construct_weights(config.seed).items()}
+    library, network = importlib.import_module(f"benchmarks.peer_{PEERS[name]}"), Network.from_config(config)
+    weights = {key: weight.numpy() for key, weight in network.init(config.seed).items()}
     episodes = [tensor.numpy() for tensor in data.episodes("train", 0, config.meta_batch_size)]
     run = library.make_run(config, network, weights, episodes, vmap=name in (JAX_VMAP, TORCH_VMAP))
     in_a_loop = UPDATES_IN_A_LOOP if PEERS[name] == "jax" else 5
@@ -90,12 +92,12 @@ def _peer(name: str, config: Config, data: DataGenerator) -> Formulation:
 def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:
     """Convolutional networks; episodes are given, one meta-update a call."""
     fresh, episodes = model.init_state(), data.episodes("train", 0, model.config.meta_batch_size)
-    update = tf.function(model.metatrain_update, autograph=False)
+    one = tf.function(functools.partial(update, model, iteration=0), autograph=False)
 
     def run(count: int) -> float:
         state = fresh
         for _ in range(count):
-            state, loss = update(state, episodes)
+            state, loss = one(state, episodes)
         tf.test.experimental.sync_devices()
         return float(loss)
 
@@ -104,10 +106,10 @@ def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:
 
 def _in_a_loop(model: MAML, data: DataGenerator) -> Formulation:
     """Fully connected networks, as training runs them: many a call, episodes sampled inside."""
-    fresh, update = model.init_state(), make_update(model, data)
+    fresh, many = model.init_state(), make_update(model, data)
 
     def run(count: int) -> float:
-        loss = update(fresh, tf.constant(0), tf.constant(count)).loss
+        loss = many(fresh, tf.constant(0), tf.constant(count)).loss
         tf.test.experimental.sync_devices()
         return float(loss)
 

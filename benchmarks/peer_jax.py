@@ -8,7 +8,7 @@ from jax import lax
 from maml.algorithms.adam import BETA_1, BETA_2, EPSILON
 from maml.config import Config
 from maml.maml import GRADIENT_LIMIT
-from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
+from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -49,7 +49,7 @@ def task_loss(config: Config, network: Network, weights, inputa, labela, inputb,
             return -(labels * jax.nn.log_softmax(outputs)).sum() / config.update_batch_size
         return jnp.square(outputs - labels).mean()
 
-    fast = {name: weight for name, weight in weights.items() if is_adapted(name)}
+    fast = {name: weight for name, weight in weights.items() if name in network.adapted}
     for _ in range(config.num_updates):
         gradients = jax.grad(loss)(fast, inputa, labela)
         fast = jax.tree.map(lambda weight, gradient: weight - config.update_lr * gradient, fast, gradients)

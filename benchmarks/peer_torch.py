@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from maml.config import Config
 from maml.maml import GRADIENT_LIMIT
-from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network, is_adapted
+from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network
 
 
 def normalize(inp, weights, layer: int, norm: str):
@@ -50,7 +50,7 @@ def task_loss(config: Config, network: Network, weights, task, functional: bool)
             return F.cross_entropy(outputs, labels, reduction="sum") / config.update_batch_size
         return F.mse_loss(outputs, labels)
 
-    fast = {name: weight for name, weight in weights.items() if is_adapted(name)}
+    fast = {name: weight for name, weight in weights.items() if name in network.adapted}
     for _ in range(config.num_updates):
         if functional:
             gradients = torch.func.grad(loss)(fast, inputa, labela)

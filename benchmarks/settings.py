@@ -2,11 +2,9 @@
 
 import dataclasses
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-from maml import data_generator
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.models.official import Network
@@ -96,5 +94,4 @@ def random_data(config: Config, classes: int = 0, images: int = 0, splits=("trai
     pixels = Network.from_config(config).dim_input
     noise = np.frombuffer(np.random.default_rng(0).bytes(classes * images * pixels), np.uint8)
     split = ImageSplit(noise.reshape(-1, pixels), np.full(classes, images), ("",) * classes)
-    with mock.patch.object(data_generator, "load_split", lambda *_, **__: split):
-        return DataGenerator(config, splits)
+    return DataGenerator(config, splits, load=lambda *_, **__: split)

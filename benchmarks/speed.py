@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import tensorflow as tf
 
@@ -29,6 +28,7 @@ from benchmarks.measure import Spread, by_turns, count, digits, machine, machine
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
 from benchmarks.worker import Worker
 from maml.maml import MAML
+from maml.models.official import Network
 from maml.parallel import set_up_threads
 from maml.training import loop as training
 
@@ -76,7 +76,7 @@ def agree(losses: dict[str, float], reference: str = PLAIN) -> None:
 
 def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) -> dict[str, Any]:
     """Seconds of a meta-update in every formulation, and of the bare arithmetic; what each process took to start."""
-    config, network = setting.config, MAML(setting.config).network
+    config, network = setting.config, Network.from_config(setting.config)
     with contextlib.ExitStack() as stack:
         workers = {}
         for name in names:
@@ -159,10 +159,9 @@ def measure_training(setting: Setting) -> dict[str, Any]:
     class Enough(Exception):
         """As many windows as are measured."""
 
-    def saved(run: training._Training) -> None:
+    def saved(iteration: int) -> None:
         nonlocal begin
-        save(run)
-        if run.iteration % window:
+        if iteration % window:
             return
         windows.append((time.perf_counter() - begin) / window)
         bare.run(bare.updates)
@@ -174,14 +173,12 @@ def measure_training(setting: Setting) -> dict[str, Any]:
             raise Enough
         begin = time.perf_counter()
 
-    save = training._Training.save
     with (
         tempfile.TemporaryDirectory() as name,
         contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(training._Training, "save", saved),
         contextlib.suppress(Enough),
     ):
-        training.train(config, MAML(config), data, Path(name))
+        training.train(config, MAML(config), data, Path(name), on_save=saved)
         raise KeyboardInterrupt  # which training hears itself
     pairs = list(zip(windows, steps, strict=True))[1:]
     return {

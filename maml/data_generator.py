@@ -6,6 +6,7 @@ a training can be repeated, and resumed at any iteration, without any generator 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +49,11 @@ class Episodes(NamedTuple):
 class DataGenerator:
     """Samples episodes of a data source."""
 
-    def __init__(self, config: Config, splits: tuple[str, ...] = SPLITS):
+    def __init__(self, config: Config, splits: tuple[str, ...] = SPLITS, load: Callable[..., ImageSplit] = load_split):
         """Loads the images of `splits` (nothing for the sinusoid).
+
+        Args:
+            load: what reads a split's images.
 
         Raises:
             UserError: data is missing, broken, or too small for the tasks asked for.
@@ -59,7 +63,7 @@ class DataGenerator:
         if config.classification:
             size, channels = config.image_shape
             for name in splits:
-                split = load_split(
+                split = load(
                     config.datasource,
                     config.data_dir,
                     name,

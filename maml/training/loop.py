@@ -1,9 +1,10 @@
 """The training loop: next episodes, update, summarise, validate, save."""
 
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from maml.algorithms.protocol import Algorithm
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
+from maml.models.protocol import Weights
 from maml.training import checkpoints
 from maml.training.checkpoints import Progress
 from maml.training.diagnosis import first_non_finite
@@ -65,19 +67,63 @@ def restore_latest(folder: Path, model: Algorithm) -> tuple[Any, Progress] | Non
     return None
 
 
-def train(config: Config, model: Algorithm, data: DataGenerator, folder: Path) -> Trained:
-    """Trains until `config.total_iterations` or Ctrl-C, going on from the newest checkpoint."""
-    return _Training(config, model, data, folder).run()
+class Compiled(NamedTuple):
+    """What a training calls. Tracing and compiling it takes seconds, so several trainings may share it."""
+
+    update: Callable[[Any, tf.Tensor, tf.Tensor], Updated]
+    evaluator: Evaluator
+    gradient: Callable[[Weights, tf.Tensor], Weights]
+
+    @classmethod
+    def of(cls, config: Config, model: Algorithm, data: DataGenerator) -> "Compiled":
+        """Compiles nothing yet: that happens at the first call."""
+        update = make_update(model, data, config.summary_interval)
+        return cls(update, Evaluator(model, data), make_gradient(model, data))
+
+
+def train(
+    config: Config,
+    model: Algorithm,
+    data: DataGenerator,
+    folder: Path,
+    compiled: Compiled | None = None,
+    on_save: Callable[[int], None] = lambda iteration: None,
+) -> Trained:
+    """Trains until `config.total_iterations` or Ctrl-C, going on from the newest checkpoint.
+
+    Args:
+        folder: of the run.
+        compiled: of an earlier training of the same model on the same data.
+        on_save: called with the iteration after each checkpoint.
+    """
+    begin = time.perf_counter()
+    run = _Training(config, model, data, folder, compiled or Compiled.of(config, model, data), on_save)
+    with _Interrupt() as interrupt, run.opened():
+        while run.iteration < config.total_iterations and not interrupt.heard:
+            run.update()  # episodes, updates and summaries, many to a call
+            run.histograms()
+            run.print_line()
+            run.validate()
+            run.save()
+        run.save(last=True)
+    finished = run.iteration >= config.total_iterations
+    return Trained(run.state, run.progress, finished, run.iteration - run.start, time.perf_counter() - begin)
 
 
 class _Training:
-    """One call of `train`: the loop and what it calls, with the state they share."""
+    """The state that the steps of a training share."""
 
-    def __init__(self, config: Config, model: Algorithm, data: DataGenerator, folder: Path):
+    def __init__(
+        self,
+        config: Config,
+        model: Algorithm,
+        data: DataGenerator,
+        folder: Path,
+        compiled: Compiled,
+        on_save: Callable[[int], None],
+    ):
         self.config, self.model, self.data, self.folder = config, model, data, folder
-        self.update = make_update(model, data, config.summary_interval)
-        self.evaluator = Evaluator(model, data)
-        self.gradient = make_gradient(model, data)
+        self.compiled, self.on_save = compiled, on_save
         fresh = (model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf))
         checkpoints.remove_unfinished(folder)
         self.state, progress = restore_latest(folder, model) or fresh
@@ -88,36 +134,32 @@ class _Training:
         if self.start:
             print(f"Going on from iteration {self.start} ({folder})")
 
-    def run(self) -> Trained:
-        config, begin = self.config, time.perf_counter()
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """The run's record, TensorBoard files and progress bar; at its very start the first summary, too."""
+        config = self.config
         if self.iteration < config.total_iterations:
             record_run(self.folder, config)
         self.writer = SummaryWriter(self.folder, config.log)
-        if self.iteration == 0:
-            flags = config.to_dict()
-            self.writer.flags(flags, {name: value for name, value in flags.items() if name not in CALL_FIELDS})
-        with (
-            _Interrupt() as interrupt,
-            tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar,
-        ):
+        with tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar:
             if self.iteration == 0:
+                flags = config.to_dict()
+                self.writer.flags(flags, {name: value for name, value in flags.items() if name not in CALL_FIELDS})
                 self.summarise([0], self.call(0, 0).measures)
-                self.report()
-            while self.iteration < config.total_iterations and not interrupt.heard:
-                self.advance()
-                self.report()
-        if self.iteration > self.start and self.iteration % config.save_interval:
-            self.save()
+                self.histograms()
+            yield
         self.writer.close()
-        finished = self.iteration >= config.total_iterations
-        return Trained(self.state, self.progress, finished, self.iteration - self.start, time.perf_counter() - begin)
 
     @property
     def progress(self) -> Progress:
         pending = np.array(self.pending, np.float64).reshape(-1, len(self.model.reported))
         return Progress(self.iteration, pending, self.best, self.skipped)
 
-    def advance(self) -> None:
+    def due(self, interval: int) -> bool:
+        """Whether something that is done every `interval` iterations is due."""
+        return self.iteration > 0 and self.iteration % interval == 0
+
+    def update(self) -> None:
         """Runs iterations up to the next one at which something is due, or for half a second."""
         config, done = self.config, self.iteration
         intervals = [config.print_interval, config.save_interval, config.validation_interval]
@@ -136,7 +178,7 @@ class _Training:
 
     def call(self, first: int, count: int) -> Updated:
         """`count` iterations from `first` on."""
-        return self.update(self.state, tf.constant(first), tf.constant(count))
+        return self.compiled.update(self.state, tf.constant(first), tf.constant(count))
 
     def go_on(self, updated: Updated, count: int) -> None:
         """Takes over what iterations led to, and the summaries on the way."""
@@ -168,18 +210,6 @@ class _Training:
             f"--on_nan=skip. Nothing was saved since iteration {saved[-1] if saved else 0} ({self.folder})"
         )
 
-    def report(self) -> None:
-        """Prints, validates and saves, each when it is due."""
-        config, iteration = self.config, self.iteration
-        if config.histograms and iteration % config.validation_interval == 0:
-            self.draw_histograms()
-        if iteration and iteration % config.print_interval == 0 and self.pending:
-            self.print_line()
-        if iteration and config.val_tasks and iteration % config.validation_interval == 0:
-            self.validate()
-        if iteration and iteration % config.save_interval == 0:
-            self.save()
-
     def summarise(self, iterations: Collection[int], measures: dict[str, tf.Tensor]) -> None:
         """Writes and notes what was measured after as many iterations: [MOST_SUMMARIES, tasks, columns]."""
         if not iterations:
@@ -202,7 +232,9 @@ class _Training:
         return tuple(float(means[column]) for column in self.model.reported)
 
     def print_line(self) -> None:
-        """The official line: mean pre- and post-update accuracy (sinusoid: loss) since the last one."""
+        """The official line, when it is due: mean pre- and post-update accuracy (sinusoid: loss) since the last one."""
+        if not self.due(self.config.print_interval) or not self.pending:
+            return
         pretraining = self.config.pretraining
         values = ", ".join(str(value) for value in np.mean(self.pending, 0))
         self.pending = []
@@ -214,9 +246,11 @@ class _Training:
             self.say(f"Skipped so far: {self.skipped} updates that were not finite")
 
     def validate(self) -> None:
-        """Measures the validation tasks and keeps the checkpoint if it is the best so far."""
+        """Measures the validation tasks, when they are due, and keeps the checkpoint if it is the best so far."""
         config = self.config
-        measures = self.evaluator.tasks(
+        if not config.val_tasks or not self.due(config.validation_interval):
+            return
+        measures = self.compiled.evaluator.tasks(
             self.state.weights,
             "val",
             config.val_tasks,
@@ -245,18 +279,24 @@ class _Training:
         """Draws the first validation task with what is predicted after as many steps as training takes, or a test."""
         config = self.config
         steps = config.num_updates if config.uses("num_updates") else config.evaluation_updates
-        task, outputs = self.evaluator.first_task(self.state.weights, "val", steps)
+        task, outputs = self.compiled.evaluator.first_task(self.state.weights, "val", steps)
         picture = draw_episode(*episode_rows(task, outputs, channels=config.image_shape[1]))
         self.writer.image("val", "episode", picture, self.iteration)
 
-    def draw_histograms(self) -> None:
-        """Draws the weights and the gradient of the coming update."""
-        gradients = self.gradient(self.state.weights, tf.constant(self.iteration))
-        self.writer.histograms(self.state.weights, gradients, self.iteration)
+    def histograms(self) -> None:
+        """Draws the weights and the gradient of the coming update, if asked for and due."""
+        if self.config.histograms and self.iteration % self.config.validation_interval == 0:
+            gradients = self.compiled.gradient(self.state.weights, tf.constant(self.iteration))
+            self.writer.histograms(self.state.weights, gradients, self.iteration)
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> None:
+        """Writes a checkpoint when it is due, and behind the last iteration of this call."""
+        regular = self.due(self.config.save_interval)
+        if (last and (regular or self.iteration == self.start)) or (not last and not regular):
+            return
         self.writer.flush()
         checkpoints.save(self.folder, self.model, self.state, self.progress)
+        self.on_save(self.iteration)
 
     def say(self, line: str) -> None:
         self.bar.write(line, file=sys.stdout)

@@ -1,7 +1,5 @@
 """What every algorithm promises: the same tests for all of them."""
 
-import functools
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -43,23 +41,22 @@ def toy(algorithm: str, folder, **flags) -> tuple[Config, DataGenerator]:
 
 
 @every_algorithm
-def test_it_learns_and_resumes_exactly(algorithm, folder, tmp_path, monkeypatch):
+def test_it_learns_and_resumes_exactly(algorithm, folder, tmp_path):
     """From what a run has saved at iteration 20 another ends at the same bits; they make fresh tasks easier."""
-    for name in ("make_update", "Evaluator"):  # traced once for all that is run here: that takes longer than running
-        monkeypatch.setattr(training, name, functools.cache(getattr(training, name)))
     config, data = toy(algorithm, folder)
     model = algorithms.build(config)
-    whole = training.train(config, model, data, tmp_path)
+    compiled = training.Compiled.of(config, model, data)  # traced once: that takes longer than running
+    whole = training.train(config, model, data, tmp_path, compiled)
     for path in tmp_path.glob("model30*"):
         path.unlink()
-    part = training.train(config, model, data, tmp_path)
+    part = training.train(config, model, data, tmp_path, compiled)
     assert part.iterations == 10
     for first, second in zip(tf.nest.flatten(whole.state), tf.nest.flatten(part.state), strict=True):
         np.testing.assert_array_equal(first, second)
     assert whole.progress.best == part.progress.best
     np.testing.assert_array_equal(whole.progress.pending, part.progress.pending)
 
-    evaluator, column = training.Evaluator(model, data), model.reported[-1]
+    evaluator, column = compiled.evaluator, model.reported[-1]
     before, after = (
         evaluator.tasks(weights, "test", 40, config.evaluation_updates)["accuracy"][:, column].mean()
         for weights in (model.init_state().weights, whole.state.weights)

@@ -36,7 +36,7 @@ def fake_run(config: Config, iteration: int):
     """A run folder with untrained weights."""
     folder, _ = runs.open_run(config)
     runs.record_run(folder, config)
-    checkpoints.save(folder, MAML(config).init_state(), Progress(iteration, np.zeros([0, 2]), -np.inf))
+    checkpoints.save(folder, MAML(config), MAML(config).init_state(), Progress(iteration, np.zeros([0, 2]), -np.inf))
     return folder
 
 
@@ -78,7 +78,7 @@ def test_curves_start_at_the_network_and_adapt_to_the_support_points(tmp_path, b
     assert [curve.shape for curve in curves] == [(10,)] * (figures.STEPS + 1)
     model = MAML(config)
     known = [figures.AMPLITUDE, figures.PHASE] if baseline == "oracle" else []
-    inputs = tf.constant([[[point, *known] for point in x]], tf.float32)
-    np.testing.assert_allclose(curves[0], np.ravel(model.forward(inputs, model.init_state().weights)), atol=1e-6)
+    inputs = tf.constant([[point, *known] for point in x], tf.float32)
+    np.testing.assert_allclose(curves[0], np.ravel(model.model.apply(model.init_state().weights, inputs)), atol=1e-6)
     error = [np.mean((curve - figures.true_function(x)) ** 2) for curve in curves]
     assert error[-1] < error[0]

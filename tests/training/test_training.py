@@ -143,18 +143,19 @@ def test_printed_lines_and_kept_checkpoints(tmp_path, capsys, monkeypatch):
     assert trained.progress.best == -min(validation.values())
 
 
-def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path):
     whole, handler = train(tmp_path / "whole"), signal.getsignal(signal.SIGINT)
-    advance = training._Training.advance
+    config = Config.from_flags(SMALL)
+    model, data = MAML(config, Interpreted.from_config(config)), DataGenerator(config)
+    compiled = training.Compiled.of(config, model, data)
 
-    def interrupted(self):
-        advance(self)
-        if self.iteration > 33:
+    def interrupted(state, first, count):
+        if first + count > 33:
             os.kill(os.getpid(), signal.SIGINT)
+        return compiled.update(state, first, count)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Training, "advance", interrupted)
-        stopped = train(tmp_path / "stopped")
+    (tmp_path / "stopped").mkdir()
+    stopped = training.train(config, model, data, tmp_path / "stopped", compiled._replace(update=interrupted))
     assert not stopped.finished
     assert 33 < stopped.progress.iteration < 60
     assert checkpoints.list_checkpoints(tmp_path / "stopped")[-1].iteration == stopped.progress.iteration
