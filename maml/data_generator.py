@@ -60,6 +60,7 @@ class DataGenerator:
         """
         self.config = config
         self._tables = {}
+        self.fingerprint: dict[str, str] = {}  # of the content of each split's images
         if config.classification:
             size, channels = config.image_shape
             for name in splits:
@@ -77,6 +78,7 @@ class DataGenerator:
                     *config.task_size(name),
                 )
                 self._tables[name] = _ImageTable.of(split)
+                self.fingerprint[name] = split.content
 
     def episodes(self, split: str, index, meta_batch_size: int) -> Episodes:
         """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""

@@ -50,6 +50,11 @@ def load(logdir: str | os.PathLike = "logs", **flags: Any) -> "Learner":
 def open_learner(given: dict[str, Any]) -> "Learner":
     """The learner that these flags mean; see `load`."""
     folder, config = find_run(given)
+    return learner_of(config, folder)
+
+
+def learner_of(config: Config, folder: Path) -> "Learner":
+    """The learner of the run in a folder, by the checkpoint that the config names."""
     checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = algorithms.build(config)
     state, _ = checkpoints.restore(checkpoint, model)

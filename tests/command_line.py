@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-import main
+from maml import program
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,11 +15,11 @@ ROOT = Path(__file__).parent.parent
 def run_here(*arguments: str) -> int:
     """Runs `main.py` in this process; returns the exit code."""
     if "datasource" not in flags.FLAGS:
-        main.define_flags()
+        program.define_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     try:
-        return main.main(main.parse(["main.py", *arguments]))
+        return program.main(program.parse(["main.py", *arguments]))
     except SystemExit as stop:  # a flag that cannot be parsed
         return int(stop.code or 0)
 

@@ -1,5 +1,5 @@
 """The setting of a run: flags, what follows from them, their checks and names."""
 
-from maml.config.config import ALGORITHMS, METRIC, NORMS, Config, users
+from maml.config.config import ALGORITHMS, METRIC, NORMS, Config, names_of, users
 
-__all__ = ["ALGORITHMS", "METRIC", "NORMS", "Config", "users"]
+__all__ = ["ALGORITHMS", "METRIC", "NORMS", "Config", "names_of", "users"]

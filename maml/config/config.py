@@ -28,6 +28,15 @@ MINIIMAGENET_DEFAULTS = {
 }
 
 
+# One's own images are learned like miniImageNet's, with as many inner steps as its command gives.
+FOLDER_DEFAULTS = {"num_updates": 5}
+
+# Flags that the official name of a run's folder holds, or that are refused rather than named.
+OFFICIALLY_NAMED = {
+    *("algorithm", "datasource", "num_classes", "meta_batch_size", "update_batch_size", "num_updates", "update_lr"),
+    *("num_filters", "max_pool", "stop_grad", "baseline", "norm", "pretrain_iterations"),
+}
+
 # What an algorithm's authors used, where it is not the default above; for flags that were not given.
 POOLED_64 = {"max_pool": True, "num_filters": 64}
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -39,6 +48,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32
 MOST_MINIBATCHES = 10_000
+SMALLEST_POOLED = 16  # pixels that four poolings need
 MOST_UPDATES = 1000  # inner steps are unrolled: each makes the graph longer
 
 
@@ -51,10 +61,16 @@ def _flag(
     most: float = LARGEST_FLOAT,
     only: tuple[str, ...] = ALGORITHMS,
     label: str = "",
+    kind: str = "training",
 ):
     """A field of `Config`.
 
     Args:
+        kind: whose it is.
+            network: a run's; decides which weights there are.
+            training: a run's; decides what becomes of them.
+            watch: a run's, and cannot change its weights; it may differ when the run goes on.
+            call: of one call of the program; a test does not inherit it from the run.
         choices: the allowed values, if they are few.
         least, most: the smallest and the largest allowed value.
         only: the algorithms that use it; the others refuse it.
@@ -62,7 +78,15 @@ def _flag(
     """
     if isinstance(default, int):
         most = min(most, LARGEST_INT)
-    metadata = {"help": help_text, "choices": choices, "least": least, "most": most, "only": only, "label": label}
+    metadata = {
+        "help": help_text,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "only": only,
+        "label": label,
+        "kind": kind,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -79,22 +103,26 @@ class Config:
 
     # Dataset and method.
     algorithm: str = _flag(
-        "maml", "maml, or a sibling: reptile, protonet (prototypical networks), matching networks", choices=ALGORITHMS
+        "maml",
+        "maml, or a sibling: reptile, protonet (prototypical networks), matching networks",
+        choices=ALGORITHMS,
+        kind="network",
     )
     datasource: str = _flag(
-        "sinusoid", "sinusoid, omniglot, miniimagenet, or folder (your own images)", choices=DATASOURCES
+        "sinusoid", "sinusoid, omniglot, miniimagenet, or folder (your own images)", choices=DATASOURCES, kind="network"
     )
-    num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1)
+    num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1, kind="network")
     baseline: str = _flag(
         "None",
         "oracle (sinusoid only: amplitude and phase are given to the network) or None",
         choices=BASELINES,
         only=("maml",),
+        kind="network",
     )
 
     # Training.
     pretrain_iterations: int = _flag(0, "pre-training iterations, before meta-training", least=0, only=("maml",))
-    metatrain_iterations: int = _flag(15000, "meta-training iterations", least=0)
+    metatrain_iterations: int = _flag(15000, "meta-training iterations", least=0, kind="watch")
     meta_batch_size: int = _flag(25, "tasks of a meta-update", least=1)
     meta_lr: float = _flag(
         0.001,
@@ -111,24 +139,30 @@ class Config:
     num_updates: int = _flag(1, "inner gradient updates while training", least=1, most=MOST_UPDATES, only=("maml",))
 
     # Network.
-    norm: str = _flag("batch_norm", "batch_norm, layer_norm or None", choices=NORMS)
-    num_filters: int = _flag(64, "filters of a convolution", least=1)
-    conv: bool = _flag(True, "convolutional network for images; False: fully connected", only=("maml", "reptile"))
-    max_pool: bool = _flag(False, "max pooling instead of strided convolutions")
+    norm: str = _flag("batch_norm", "batch_norm, layer_norm or None", choices=NORMS, kind="network")
+    num_filters: int = _flag(64, "filters of a convolution", least=1, kind="network")
+    conv: bool = _flag(
+        True, "convolutional network for images; False: fully connected", only=("maml", "reptile"), kind="network"
+    )
+    max_pool: bool = _flag(False, "max pooling instead of strided convolutions", kind="network")
     stop_grad: bool = _flag(False, "first-order MAML: no second derivatives", only=("maml",))
 
     # Logging, saving and testing.
-    log: bool = _flag(True, "write TensorBoard summaries")
-    logdir: str = _flag("", "folder of the runs (default logs/<datasource>)")
-    resume: bool = _flag(True, "go on from the newest checkpoint of this run, if there is one")
-    train: bool = _flag(True, "True: train; False: test")
-    test_iter: int = _flag(UNSET, "iteration of the checkpoint to test (-1: the newest)", least=-1)
-    test_set: bool = _flag(False, "test on the test set; False: on the validation set")
+    log: bool = _flag(True, "write TensorBoard summaries", kind="call")
+    logdir: str = _flag("", "folder of the runs (default logs/<datasource>)", kind="call")
+    resume: bool = _flag(True, "go on from the newest checkpoint of this run, if there is one", kind="call")
+    train: bool = _flag(True, "True: train; False: test", kind="call")
+    test_iter: int = _flag(UNSET, "iteration of the checkpoint to test (-1: the newest)", least=-1, kind="call")
+    test_set: bool = _flag(False, "test on the test set; False: on the validation set", kind="call")
     train_update_batch_size: int = _flag(
-        UNSET, "update_batch_size of the run to test, if it differs (-1: the same)", least=-1
+        UNSET, "update_batch_size of the run to test, if it differs (-1: the same)", least=-1, kind="call"
     )
     train_update_lr: float = _flag(
-        UNSET, "update_lr of the run to test, if it differs (-1: the same)", least=-1, only=("maml", "reptile")
+        UNSET,
+        "update_lr of the run to test, if it differs (-1: the same)",
+        least=-1,
+        only=("maml", "reptile"),
+        kind="call",
     )
 
     # Siblings.
@@ -194,10 +228,15 @@ class Config:
         0.0, "what meta_step falls to, linearly, by the end of the training", least=0, most=1, only=("reptile",)
     )
     eval_inner_iters: int = _flag(
-        50, "minibatch steps in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
+        50, "minibatch steps in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",), kind="watch"
     )
     eval_inner_batch: int = _flag(
-        5, "examples of a minibatch in validation and testing", least=1, most=MOST_MINIBATCHES, only=("reptile",)
+        5,
+        "examples of a minibatch in validation and testing",
+        least=1,
+        most=MOST_MINIBATCHES,
+        only=("reptile",),
+        kind="watch",
     )
 
     # Ours.
@@ -205,24 +244,26 @@ class Config:
         False,
         "neither train nor test: compare this model's meta-gradient with central differences in float64",
         only=("maml",),
+        kind="call",
     )
     predict: bool = _flag(
-        False, "neither train nor test: adapt to the images of --support and classify those of --query"
+        False, "neither train nor test: adapt to the images of --support and classify those of --query", kind="call"
     )
-    support: str = _flag("", "folder with a folder of support images for each class, for --predict")
-    query: str = _flag("", "folder of the images to classify, for --predict")
-    predict_csv: str = _flag("", "file that --predict writes its predictions to")
-    export_dir: str = _flag("", "folder that a test or --predict exports the model to, as a SavedModel")
+    support: str = _flag("", "folder with a folder of support images for each class, for --predict", kind="call")
+    query: str = _flag("", "folder of the images to classify, for --predict", kind="call")
+    predict_csv: str = _flag("", "file that --predict writes its predictions to", kind="call")
+    export_dir: str = _flag("", "folder that a test or --predict exports the model to, as a SavedModel", kind="call")
     bn_mode: str = _flag(
         "transductive",
         "statistics of batch-norm in a test and in --predict: of the query batch (transductive, the official way) or "
         "of the support set",
         choices=("transductive", "support"),
+        kind="call",
     )
     seed: int = _flag(0, "fixes weights, episodes, validation and test tasks", least=0)
-    data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)")
-    image_size: int = _flag(UNSET, "height and width of the images of a folder (-1: 84)", least=-1)
-    channels: int = _flag(UNSET, "channels of the images of a folder, 1 or 3 (-1: 3)", least=-1)
+    data_dir: str = _flag("", "folder of the images (default data/omniglot, data/miniImagenet)", kind="watch")
+    image_size: int = _flag(UNSET, "height and width of the images of a folder (-1: 84)", least=-1, kind="network")
+    channels: int = _flag(UNSET, "channels of the images of a folder, 1 or 3 (-1: 3)", least=-1, kind="network")
     omniglot_resize: str = _flag(
         "nearest",
         "nearest (the official result, see the README) or lanczos",
@@ -240,30 +281,41 @@ class Config:
         least=-1,
         most=MOST_UPDATES,
         only=("maml",),
+        kind="call",
     )
-    test_tasks: int = _flag(600, "tasks of a test", least=2)
+    test_tasks: int = _flag(600, "tasks of a test", least=2, kind="call")
     test_checkpoint: str = _flag(
-        "latest", "checkpoint to test: latest, or best by validation", choices=("latest", "best")
+        "latest", "checkpoint to test: latest, or best by validation", choices=("latest", "best"), kind="call"
     )
     val_interval: int = _flag(
-        UNSET, "iterations between validations (-1: 5000 for sinusoid, 1000 for miniimagenet, else 500)", least=-1
+        UNSET,
+        "iterations between validations (-1: 5000 for sinusoid, 1000 for miniimagenet, else 500)",
+        least=-1,
+        kind="watch",
     )
-    val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0)
-    save_interval: int = _flag(1000, "iterations between checkpoints", least=1)
-    summary_interval: int = _flag(100, "iterations between summaries", least=1)
+    val_tasks: int = _flag(100, "tasks of a validation, the same ones every time (0: none)", least=0, kind="watch")
+    save_interval: int = _flag(1000, "iterations between checkpoints", least=1, kind="watch")
+    summary_interval: int = _flag(100, "iterations between summaries", least=1, kind="watch")
     on_nan: str = _flag(
         "stop",
         "what to do about an update whose loss or gradient is not finite: stop, or skip it and count it",
         choices=("stop", "skip"),
+        kind="watch",
     )
     deterministic: bool = _flag(
-        False, "only operations that give the same bits every time on the same machine; an error where there is none"
+        False,
+        "only operations that give the same bits every time on the same machine; an error where there is none",
+        kind="call",
     )
-    histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation")
-    tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact")
+    histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation", kind="call")
+    tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact", kind="call")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
-    recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time", only=("maml",))
-    dtype: str = _flag("float32", "floating-point type of the whole computation", choices=("float32", "float64"))
+    recompute: bool = _flag(
+        False, "recompute inner steps in the backward pass: less memory, more time", only=("maml",), kind="watch"
+    )
+    dtype: str = _flag(
+        "float32", "floating-point type of the whole computation", choices=("float32", "float64"), kind="network"
+    )
 
     @classmethod
     def from_flags(cls, given: dict[str, Any]) -> "Config":
@@ -276,10 +328,9 @@ class Config:
             UserError: a value is out of range, or two flags contradict each other.
         """
         algorithm = given.get("algorithm", cls.algorithm)
-        defaults = ALGORITHM_DEFAULTS.get(algorithm, {})
-        if given.get("datasource") == "miniimagenet":
-            used = {name: value for name, value in MINIIMAGENET_DEFAULTS.items() if algorithm in users(name)}
-            defaults = used | defaults
+        defaults = defaults_of(algorithm, given.get("datasource", ""))
+        if 0 < given.get("image_size", UNSET) < SMALLEST_POOLED:
+            defaults.pop("max_pool", None)  # four poolings would leave nothing
         config = cls(**(defaults | given))
         config.validate(set(given))
         return config
@@ -326,7 +377,7 @@ class Config:
             raise UserError("--bfloat16 is for convolutional networks in float32 only")
         if self.channels not in (UNSET, 1, 3):
             raise UserError(f"--channels={self.channels}: must be 1 (grey) or 3 (colour)")
-        smallest = 16 if self.convolutional and self.max_pool else 1
+        smallest = SMALLEST_POOLED if self.convolutional and self.max_pool else 1
         if self.classification and not smallest <= self.image_shape[0] <= 1024:
             raise UserError(f"--image_size={self.image_size}: must be between {smallest} and 1024 for this network")
         if self.histograms and not self.log:
@@ -426,7 +477,7 @@ class Config:
         if self.uses("eval_inner_iters"):
             return self.eval_inner_iters
         if self.test_num_updates != UNSET:
-            return self.test_num_updates
+            return max(self.num_updates, self.test_num_updates) if self.train else self.test_num_updates
         official = {"sinusoid": 5, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10
         return max(self.num_updates, official)
 
@@ -459,8 +510,17 @@ class Config:
         return self.datasource == "miniimagenet"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The flags that a run's weights depend on; a run with another value of one is another run."""
+        return {name: getattr(self, name) for name in names_of("network", "training") if self.uses(name)}
+
+    @property
     def exp_string(self) -> str:
-        """The name of the run's folder: the official one, or one that starts with the sibling's name."""
+        """The name of the run's folder.
+
+        The official name, which starts with the algorithm's if that is not MAML; behind it whatever else makes
+        another run and is not at its default: `.seed1`, `.metalr0.01`.
+        """
         shots, rate = self.train_update_batch_size, self.train_update_lr
         changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
         labels = [(field.metadata["label"], getattr(self, field.name)) for field in changed]
@@ -477,8 +537,20 @@ class Config:
                 "stopgrad" if self.stop_grad else "",
                 self.baseline if self.baseline != "None" else "",
                 {"batch_norm": "batchnorm", "layer_norm": "layernorm", "None": "nonorm"}[self.norm],
+                *(f".{name.replace('_', '')}{value}" for name, value in self._unnamed.items()),
             ]
         )
+
+    @property
+    def _unnamed(self) -> dict[str, Any]:
+        """Flags of the identity that the official name does not hold, where they are not at their default."""
+        default = defaults_of(self.algorithm, self.datasource)
+        labelled = {name for name in self.identity if self.__dataclass_fields__[name].metadata["label"]}
+        return {
+            name: value
+            for name, value in self.identity.items()
+            if name not in labelled.union(OFFICIALLY_NAMED) and value != default.get(name, getattr(Config, name))
+        }
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed."""
@@ -516,3 +588,19 @@ class Config:
 def users(name: str) -> tuple[str, ...]:
     """The algorithms that use a flag."""
     return Config.__dataclass_fields__[name].metadata["only"]
+
+
+def names_of(*kinds: str) -> list[str]:
+    """The flags of some kinds; see `_flag`."""
+    return [field.name for field in dataclasses.fields(Config) if field.metadata["kind"] in kinds]
+
+
+def defaults_of(algorithm: str, datasource: str) -> dict[str, Any]:
+    """The defaults of an algorithm on a data source, where they are not those of the flags."""
+    defaults = ALGORITHM_DEFAULTS.get(algorithm, {})
+    if datasource in ("miniimagenet", "folder"):
+        used = {name: value for name, value in MINIIMAGENET_DEFAULTS.items() if algorithm in users(name)}
+        defaults = used | defaults
+    if datasource == "folder" and algorithm == "maml":
+        defaults = FOLDER_DEFAULTS | defaults
+    return defaults

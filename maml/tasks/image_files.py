@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from maml.errors import UserError
@@ -129,8 +129,19 @@ def folder_images(folder: str) -> list[str]:
     return images
 
 
+def upright_on_white(image: Image.Image) -> Image.Image:
+    """An image as a person sees it: turned by its EXIF orientation, what is transparent on white."""
+    image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image
+
+
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An image of the wanted size, uint8 [size, size, 3] or [size, size]; LANCZOS where it has another size."""
+    image = upright_on_white(image)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert(MODES[channels])

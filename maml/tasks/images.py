@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
 import random
 import zipfile
@@ -30,6 +31,7 @@ from maml.tasks.image_files import (
     hidden,
     listed,
     opener,
+    upright_on_white,
     visible,
 )
 
@@ -52,11 +54,13 @@ class ImageSplit(NamedTuple):
         classes in the order of `names`. May be memory-mapped.
     counts: int64 [classes], images of each class.
     names: the classes.
+    content: a hash of all that, however and wherever the files are kept.
     """
 
     images: np.ndarray
     counts: np.ndarray
     names: tuple[str, ...]
+    content: str = ""
 
 
 class _Source(NamedTuple):
@@ -159,12 +163,23 @@ def _kept(places: list[str], source: _Source) -> ImageSplit:
         found = cache.load(path, source.key)
         if found is not None:
             images, facts = found
-            return ImageSplit(images, np.array(facts["counts"], np.int64), tuple(facts["names"]))
+            counts, names = np.array(facts["counts"], np.int64), tuple(facts["names"])
+            return ImageSplit(images, counts, names, facts.get("content") or _content(images, counts, names))
     built = source.build()
-    facts = {"counts": built.counts.tolist(), "names": list(built.names)}
+    built = built._replace(content=_content(built.images, built.counts, built.names))
+    facts = {"counts": built.counts.tolist(), "names": list(built.names), "content": built.content}
     written = cache.store(places, source.key, built.images, facts)
     found = cache.load(written, source.key) if written else None
     return built._replace(images=found[0]) if found else built
+
+
+def _content(images: np.ndarray, counts: np.ndarray, names: tuple[str, ...]) -> str:
+    """A hash of a split's pixels, classes and their sizes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([images.shape[1:], counts.tolist(), names]).encode())
+    for start in range(0, len(images), 1024):
+        digest.update(images[start : start + 1024].tobytes())
+    return digest.hexdigest()
 
 
 # Omniglot
@@ -255,6 +270,7 @@ def _build_omniglot(parts: list[_Part], split: str, size: int, resize: str) -> I
 
 def _drawing(image: Image.Image, size: int, resize: str) -> np.ndarray:
     """A drawing resized and inverted: uint8, ink is 255."""
+    image = upright_on_white(image)
     if resize != "nearest":
         image = image.convert("L")
     if image.size != (size, size):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from maml.algorithms.protocol import Algorithm
-from maml.config import Config
+from maml.config import Config, names_of
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.models.protocol import Weights
@@ -22,7 +22,7 @@ from maml.training.checkpoints import Progress
 from maml.training.diagnosis import first_non_finite
 from maml.training.episode_image import draw_episode, episode_rows
 from maml.training.evaluation import Evaluator
-from maml.training.runs import CALL_FIELDS, record_run
+from maml.training.runs import record_run
 from maml.training.summaries import SummaryWriter
 from maml.training.updates import MOST_SUMMARIES, Updated, make_gradient, make_update
 
@@ -139,12 +139,12 @@ class _Training:
         """The run's record, TensorBoard files and progress bar; at its very start the first summary, too."""
         config = self.config
         if self.iteration < config.total_iterations:
-            record_run(self.folder, config)
+            record_run(self.folder, config, self.data.fingerprint)
         self.writer = SummaryWriter(self.folder, config.log)
         with tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar:
             if self.iteration == 0:
                 flags = config.to_dict()
-                self.writer.flags(flags, {name: value for name, value in flags.items() if name not in CALL_FIELDS})
+                self.writer.flags(flags, {name: flags[name] for name in names_of("network", "training", "watch")})
                 self.summarise([0], self.call(0, 0).measures)
                 self.histograms()
             yield

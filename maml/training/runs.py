@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import datetime
 import platform
 import time
@@ -12,36 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maml.config import Config
+from maml.config import Config, names_of
 from maml.errors import UserError
 from maml.files import locked, make_folder, read_json, write_json
 
 RUN_FILE = "run.json"
 REPLACED = ".replaced-"
 
-# What a run's weights depend on: a folder that holds a run with another value is not ours.
-NETWORK_FIELDS = (
-    *("algorithm", "datasource", "num_classes", "image_size", "channels"),
-    *("baseline", "norm", "conv", "num_filters", "max_pool", "dtype"),
-)
-# Flags that name a run: given with a test, they choose among the runs of a folder.
-IDENTITY_FIELDS = (
-    *(*NETWORK_FIELDS, "meta_batch_size", "num_updates", "stop_grad"),
-    *(field.name for field in dataclasses.fields(Config) if field.metadata["label"]),
-)
-SHOT_AND_RATE = ("update_batch_size", "update_lr")
-# Flags of one call, not of a run: a test does not inherit them.
-CALL_FIELDS = (
-    *("train", "test_iter", "test_set", "test_tasks", "test_checkpoint", "test_num_updates", "log", "resume", "tf32"),
-    *("logdir", "train_update_batch_size", "train_update_lr", "check_gradients", "deterministic", "histograms"),
-    *("predict", "support", "query", "predict_csv", "export_dir", "bn_mode"),
-)
-# Flags whose change, when a run is resumed, is no change of the training.
-HARMLESS_FIELDS = (
-    *CALL_FIELDS,
-    *("metatrain_iterations", "data_dir", "save_interval", "summary_interval", "val_interval", "val_tasks"),
-    *("eval_inner_iters", "eval_inner_batch"),
-)
+# A test may have other values of these than the run it tests.
+OVERRIDDEN = ("update_batch_size", "update_lr", "query_size", "seed")
 
 
 def run_folder(config: Config) -> Path:
@@ -64,11 +42,14 @@ def lock_run(config: Config) -> Iterator[None]:
         yield
 
 
-def open_run(config: Config) -> tuple[Path, list[str]]:
+def open_run(config: Config, fingerprint: dict[str, str] | None = None) -> tuple[Path, list[str]]:
     """Creates or checks the folder that `config` trains in.
 
+    Args:
+        fingerprint: of the data's content, by split; None: not looked at.
+
     Returns:
-        The folder, and notes about flags that differ from those the run was started with.
+        The folder, and notes for the user.
 
     Raises:
         UserError: the folder holds another run, or cannot be written.
@@ -79,30 +60,43 @@ def open_run(config: Config) -> tuple[Path, list[str]]:
         aside = folder.with_name(folder.name + REPLACED + time.strftime("%Y%m%d-%H%M%S"))
         folder.rename(aside)
         notes.append(f"The run that was in {folder} is now in {aside}")
-    record = folder / RUN_FILE
-    if record.exists():
+    if (folder / RUN_FILE).exists():
         before = load_config(folder)
-        for name in (*NETWORK_FIELDS, "pretrain_iterations"):
-            if getattr(before, name) != getattr(config, name):
-                raise UserError(
-                    f"{folder} holds a run with --{name}={getattr(before, name)}, and this one has "
-                    f"--{name}={getattr(config, name)}: choose another --logdir, or start over with --resume=False"
-                )
-        changed = [
-            f"--{name} was {getattr(before, name)}, is {value}"
-            for name, value in config.to_dict().items()
-            if getattr(before, name) != value and (name not in HARMLESS_FIELDS or _schedules(config, name))
-        ]
-        if changed:
-            notes.append("Going on with changed flags: " + "; ".join(changed))
+        _check_same_run(folder, before, config)
+        _check_same_data(folder, before, config, fingerprint or {})
+        length = before.metatrain_iterations
+        if length != config.metatrain_iterations and _schedules(config):
+            now = config.metatrain_iterations
+            notes.append(f"Going on with a changed schedule: --metatrain_iterations was {length}, is {now}")
     make_folder(folder)
     return folder, notes
 
 
-def record_run(folder: Path, config: Config) -> None:
-    """Writes the flags and versions of a training that begins, or goes on, into its folder."""
+def _check_same_run(folder: Path, before: Config, config: Config) -> None:
+    for name, value in config.identity.items():
+        if getattr(before, name) != value:
+            raise UserError(
+                f"{folder} holds a run with --{name}={getattr(before, name)}, and this one has "
+                f"--{name}={value}: choose another --logdir, or start over with --resume=False"
+            )
+
+
+def _check_same_data(folder: Path, before: Config, config: Config, fingerprint: dict[str, str]) -> None:
+    known = read_json(folder / RUN_FILE).get("data", {})
+    changed = [split for split, content in fingerprint.items() if known.get(split, content) != content]
+    if "train" in changed:
+        raise UserError(
+            f"{folder} holds a run that was trained on other images ({before.data_dir or 'the default folder'}) than "
+            f"those of {config.data_dir or 'the default folder'}: choose another --logdir, or start over with "
+            "--resume=False"
+        )
+
+
+def record_run(folder: Path, config: Config, fingerprint: dict[str, str] | None = None) -> None:
+    """Writes the flags, the versions and the data's fingerprint of a training that begins, or goes on."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
-    write_json(folder / RUN_FILE, {"format": 1, "trained": now, "config": config.to_dict(), "versions": versions()})
+    about = {"format": 1, "trained": now, "config": config.to_dict(), "versions": versions()}
+    write_json(folder / RUN_FILE, about | ({"data": fingerprint} if fingerprint else {}))
 
 
 def load_config(folder: Path) -> Config:
@@ -122,27 +116,29 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     """The run that a test with these given flags means, and the test's setting.
 
     It is the run last trained under --logdir (default logs) that agrees with the given flags
-    that name a run; every given flag overrides the run's own. update_batch_size and update_lr
-    name a run, too, as long as one has them; otherwise they are the test's. Without any such
-    run, the folder that the official code would name, for checkpoints written by it.
+    on which a run's weights depend; every given flag overrides the run's own. If no run has the given
+    shots, inner rate, queries or seed, they are the test's. Without any such run, the folder that the official code
+    would name, for checkpoints written by it.
 
     Raises:
         UserError: there is no run.
     """
     root = Path(given.get("logdir") or "logs")
-    wanted = {name: value for name, value in given.items() if name in IDENTITY_FIELDS}
-    for name in SHOT_AND_RATE:
-        trained_with = given.get(f"train_{name}", -1)
-        if trained_with != -1:
-            wanted[name] = trained_with
-    strict = wanted | {name: given[name] for name in SHOT_AND_RATE if name in given and name not in wanted}
+    wanted = {name: value for name, value in given.items() if name in names_of("network", "training")}
+    for name in ("update_batch_size", "update_lr"):
+        if given.get(f"train_{name}", -1) != -1:
+            wanted[name] = given[f"train_{name}"]
+    loose = {
+        name: value for name, value in wanted.items() if name not in OVERRIDDEN or given.get(f"train_{name}", -1) != -1
+    }
     records = [path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE)]
     folders = [path.parent for path in records if REPLACED not in path.parent.name]
     runs = [(folder, load_config(folder)) for folder in sorted(folders, key=_last_trained, reverse=True)]
-    for choice in (strict, wanted):
+    inherited = names_of("network", "training", "watch")
+    for choice in (wanted, loose):
         for folder, config in runs:
             if all(getattr(config, name) == value for name, value in choice.items()):
-                values = {name: value for name, value in config.to_dict().items() if name not in CALL_FIELDS}
+                values = {name: getattr(config, name) for name in inherited}
                 test = Config(**(values | given | {"train": False}))
                 test.validate(given)
                 return folder, test
@@ -164,9 +160,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__}
 
 
-def _schedules(config: Config, name: str) -> bool:
-    """Whether a flag's change bends a schedule: Reptile's meta-step falls over the whole training."""
-    return name == "metatrain_iterations" and config.uses("meta_step") and config.meta_step != config.meta_step_final
+def _schedules(config: Config) -> bool:
+    """Whether a longer training bends a schedule: Reptile's meta-step falls over the whole of it."""
+    return config.uses("meta_step") and config.meta_step != config.meta_step_final
 
 
 def _last_trained(folder: Path) -> str:

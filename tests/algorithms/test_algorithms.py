@@ -17,7 +17,7 @@ TOY = {"datasource": "folder", "image_size": 16, "channels": 1, "num_classes": 3
 TOY |= {"num_filters": 4, "max_pool": True, "meta_batch_size": 4, "query_size": 2, "metatrain_iterations": 30}
 TOY |= {"val_tasks": 20, "val_interval": 15, "summary_interval": 10, "save_interval": 10, "log": False}
 OWN = {
-    "maml": {"meta_lr": 0.01, "update_lr": 0.1, "test_num_updates": 1},
+    "maml": {"meta_lr": 0.01, "update_lr": 0.1, "num_updates": 1, "test_num_updates": 1},
     "reptile": {"update_lr": 0.01, "train_shots": 4, "inner_batch": 6, "eval_inner_iters": 10, "eval_inner_batch": 3}
     | {"meta_step": 0.5, "meta_step_final": 0.5},  # a shorter run would fall faster
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
-import main
+from maml import program
 from maml.config import Config
 from tests.command_line import run_here
 from tests.image_fixtures import write_class_folders
@@ -37,7 +37,7 @@ def test_two_runs_agree_to_the_bit(tmp_path, monkeypatch, network):
 
 
 def test_without_the_flag_tensorflow_stays_as_it_is():
-    main.set_up_tensorflow(Config())
+    program.set_up_tensorflow(Config())
     assert not tf_config.is_op_determinism_enabled()
 
 
