@@ -2,7 +2,7 @@
 
 import pytest
 
-SLOW = (
+SLOW = ("test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check")
     "test_central_differences",
     "test_golden",
     "test_modes",
