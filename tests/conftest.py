@@ -2,14 +2,7 @@
 
 import pytest
 
-SLOW = ("test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check")
-    "test_central_differences",
-    "test_golden",
-    "test_modes",
-    "test_deterministic",
-    "test_gradient_check",
-    "test_unroll",
-)
+SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
 
 
 def pytest_collection_modifyitems(items):
