@@ -1,6 +1,6 @@
-"""Breaks the code on purpose, one way at a time, and records which tests notice.
+"""Mutation tests: breaks the code on purpose, one way at a time, and records which tests notice.
 
-  python -m tests.sabotage            writes docs/sabotage.md
+  python -m tests.mutations            writes the table of tests/README.md
 
 Each breakage is applied to a copy of the project. One that no test notices is an error.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-SCALE = ("closed_form", "unroll")
-SECOND = ("closed_form", "central_differences", "unroll")
-UPDATE = ("closed_form",)
-EPISODES = ("data_generator",)
+SCALE = ("core/test_closed_form", "core/test_unroll")
+SECOND = ("core/test_closed_form", "core/test_central_differences", "core/test_unroll")
+UPDATE = ("core/test_closed_form",)
+EPISODES = ("tasks/test_data_generator",)
 
 
 class Breakage(NamedTuple):
@@ -33,45 +33,45 @@ class Breakage(NamedTuple):
 BREAKAGES = [
     Breakage(
         "mean instead of sum in the inner loss",
-        "maml/losses.py",
-        "tf.reduce_sum(losses, 1) / update_batch_size",
-        "tf.reduce_mean(losses, 1)",
+        "maml/algorithms/losses.py",
+        "tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, outputs)) / update_batch_size",
+        "tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, outputs))",
         SCALE,
     ),
     Breakage(
-        "`tf.nn.moments` in batch-norm (fully connected)",
-        "maml/networks.py",
-        "    centred = inp - tf.reduce_mean(inp, axes, keepdims=True)\n"
-        "    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)\n",
-        "    mean, variance = tf.nn.moments(inp, axes, keepdims=True)\n    centred = inp - mean\n",
+        "`tf.nn.moments` in batch-norm",
+        "maml/kernels/batch_norm.py",
+        "    mean = tf.reduce_mean(whose, axes, keepdims=True)\n"
+        "    variance = tf.reduce_mean(tf.square(whose - mean), axes, keepdims=True)\n",
+        "    mean, variance = tf.nn.moments(whose, axes, keepdims=True)\n",
         SECOND,
     ),
     Breakage(
-        "second derivative of convolutional batch-norm without its dependence on the variance",
-        "maml/ops.py",
-        "2 * b * of_q - r * e",
-        "2 * b * of_q",
-        (*SECOND, "ops"),
+        "second derivative of batch-norm with pooling without its dependence on the variance",
+        "maml/kernels/batch_norm.py",
+        "(2 * r * r * b * d - r * e) * y",
+        "(2 * r * r * b * d) * y",
+        (*SECOND, "kernels/test_batch_norm"),
     ),
     Breakage(
-        "second derivative of a matrix product without its path through the examples",
-        "maml/ops.py",
-        "return total, lambda u: (_product_back(dout, u), _own_product(inp, u))",
-        "return total, lambda u: (tf.zeros_like(inp), _own_product(inp, u))",
-        (*SECOND, "ops"),
+        "second derivative of a small product without its path through the examples",
+        "maml/kernels/dense.py",
+        "return total, lambda u: (_by_inputs(dout, u), product(inp, u))",
+        "return total, lambda u: (tf.zeros_like(inp), product(inp, u))",
+        (*SECOND, "kernels/test_dense"),
     ),
     Breakage(
-        "inner gradients of the first step's shared weights summed over the tasks",
-        "maml/ops.py",
-        "lambda dout: (dout, gradient(dout))",
-        "lambda dout: (dout, tf.zeros_like(own) + tf.reduce_sum(gradient(dout), 0))",
-        (*SECOND, "ops"),
+        "tasks side by side that share one gradient",
+        "maml/parallel.py",
+        "return tf.nest.map_structure(lambda tensor: tf.add_n(tf.unstack(tensor)) / tasks, values)",
+        "return tf.nest.map_structure(lambda tensor: tensor[0], values)",
+        ("core/test_modes",),
     ),
     Breakage(
         "beta adapted in the inner loop",
         "maml/maml.py",
-        "theta = {name: weight for name, weight in weights.items() if is_adapted(name)}",
-        'theta = {name: weight for name, weight in weights.items() if not name.endswith("gamma")}',
+        "theta = {name: weights[name] for name in weights if name in self.model.adapted}",
+        "theta = dict(weights)",
         SCALE,
     ),
     Breakage(
@@ -88,10 +88,10 @@ BREAKAGES = [
         "tf.clip_by_norm(gradient, GRADIENT_LIMIT)",
         UPDATE,
     ),
-    Breakage("Adam's ε 1e-7 instead of 1e-8", "maml/optimizer.py", "0.999, 1e-8", "0.999, 1e-7", UPDATE),
+    Breakage("Adam's ε 1e-7 instead of 1e-8", "maml/algorithms/adam.py", "0.999, 1e-8", "0.999, 1e-7", UPDATE),
     Breakage(
         "Adam's ε inside the bias correction",
-        "maml/optimizer.py",
+        "maml/algorithms/adam.py",
         "(tf.sqrt(v[name]) + EPSILON)",
         "(tf.sqrt(v[name]) + EPSILON * tf.sqrt(1 - tf.pow(tf.constant(BETA_2, dtype), t)))",
         UPDATE,
@@ -120,10 +120,10 @@ BREAKAGES = [
     ),
     Breakage(
         "Omniglot not inverted",
-        "maml/images.py",
+        "maml/tasks/images.py",
         'return 255 - np.asarray(image.convert("L"))',
         'return np.asarray(image.convert("L"))',
-        ("images",),
+        ("tasks/test_images",),
     ),
 ]
 
@@ -139,10 +139,10 @@ def failures(breakage: Breakage) -> list[str]:
         if text.count(breakage.old) != 1:
             raise SystemExit(f"{breakage.file} does not hold this once, mend the breakage: {breakage.old}")
         path.write_text(text.replace(breakage.old, breakage.new), encoding="utf-8")
-        files = [f"tests/test_{name}.py" for name in breakage.tests]
+        files = [f"tests/{name}.py" for name in breakage.tests]
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *files]
         output = subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
-    return re.findall(r"^(?:FAILED|ERROR) tests/test_(\S+)", output, re.MULTILINE)
+    return re.findall(r"^(?:FAILED|ERROR) tests/\w+/test_(\S+)", output, re.MULTILINE)
 
 
 def summary(failed: list[str]) -> str:
@@ -155,25 +155,17 @@ def summary(failed: list[str]) -> str:
 
 
 def main() -> int:
-    """Writes docs/sabotage.md; 1 if a breakage went unnoticed."""
-    lines = [
-        "# Sabotage",
-        "",
-        "What fails when the code is broken on purpose. Made by `python -m tests.sabotage`, which applies each",
-        "breakage to a copy of the project and runs the tests of its field; in brackets: how many cases fail.",
-        "",
-        "| broken | tests that fail |",
-        "|---|---|",
-    ]
+    """Writes the table of tests/README.md; 1 if a breakage went unnoticed."""
+    target = ROOT / "tests" / "README.md"
+    head = target.read_text(encoding="utf-8").split("| broken |")[0]
+    lines = ["| broken | tests that fail |", "|---|---|"]
     unnoticed = 0
     for breakage in BREAKAGES:
         found = summary(failures(breakage))
         unnoticed += not found
         lines.append(f"| {breakage.name} (`{breakage.file}`) | {found or '**none**'} |")
         print(lines[-1], flush=True)
-    target = ROOT / "docs" / "sabotage.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    target.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 1 if unnoticed else 0
 
 

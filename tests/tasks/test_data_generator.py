@@ -27,20 +27,21 @@ def marked_split(per_class: list[int]) -> ImageSplit:
     return ImageSplit(images, np.array(per_class), tuple(f"class {i}" for i in range(len(per_class))))
 
 
-@pytest.fixture
-def marked(monkeypatch):
-    """Makes every data source consist of marked images."""
+@pytest.fixture(scope="module")
+def marked() -> ImageSplit:
+    """Twelve classes, one a little smaller and one larger than the others."""
     counts = [PER_CLASS] * CLASSES
     counts[3], counts[7] = PER_CLASS - 1, PER_CLASS + 4
-    split = marked_split(counts)
-    monkeypatch.setattr(data_generator, "load_split", lambda *args, **kwargs: split)
-    return split
+    return marked_split(counts)
 
 
-def omniglot(**flags) -> DataGenerator:
-    return DataGenerator(
-        Config.from_flags({"datasource": "omniglot", "update_batch_size": 2, "num_classes": 4} | flags)
-    )
+def generator(split: ImageSplit, **flags) -> DataGenerator:
+    """Episodes of `split`, whatever the data source."""
+    return DataGenerator(Config.from_flags(flags), load=lambda *args, **kwargs: split)
+
+
+def omniglot(split: ImageSplit, **flags) -> DataGenerator:
+    return generator(split, **{"datasource": "omniglot", "update_batch_size": 2, "num_classes": 4} | flags)
 
 
 def numpy(episodes: Episodes) -> Episodes:
@@ -48,7 +49,7 @@ def numpy(episodes: Episodes) -> Episodes:
 
 
 def test_shapes(marked):
-    episodes = omniglot(query_size=3).episodes("train", 0, 6)
+    episodes = omniglot(marked, query_size=3).episodes("train", 0, 6)
     assert episodes.inputa.shape == (6, 8, SIDE * SIDE)
     assert episodes.labela.shape == (6, 8, 4)
     assert episodes.inputb.shape == (6, 12, SIDE * SIDE)
@@ -59,7 +60,7 @@ def test_shapes(marked):
 def test_labels_follow_the_shuffle_and_no_image_comes_twice(marked):
     """Within a task a label belongs to one class, a class to one label, and no image is seen twice."""
     class_of = np.repeat(np.arange(CLASSES), marked.counts)
-    data = omniglot(query_size=3)
+    data = omniglot(marked, query_size=3)
     for index in range(20):
         episodes = numpy(data.episodes("train", index, 4))
         for task in range(4):
@@ -71,7 +72,7 @@ def test_labels_follow_the_shuffle_and_no_image_comes_twice(marked):
 
 
 def test_rows_are_groups_of_one_example_a_class_each_in_its_own_order(marked):
-    episodes = numpy(omniglot(query_size=3).episodes("train", 0, 30))
+    episodes = numpy(omniglot(marked, query_size=3).episodes("train", 0, 30))
     labels = np.concatenate([episodes.labela, episodes.labelb], 1).argmax(-1).reshape(30, 5, 4)
     assert (np.sort(labels, -1) == np.arange(4)).all()
     orders = {tuple(group) for task in labels for group in task}
@@ -80,7 +81,7 @@ def test_rows_are_groups_of_one_example_a_class_each_in_its_own_order(marked):
 
 
 def test_every_class_image_and_label_is_drawn_about_equally_often(marked):
-    data = omniglot(query_size=1)
+    data = omniglot(marked, query_size=1)
     batches = [numpy(data.episodes("train", index, 25)) for index in range(40)]
     images = np.concatenate([image_number(np.concatenate([b.inputa, b.inputb], 1)).ravel() for b in batches])
     class_of = np.repeat(np.arange(CLASSES), marked.counts)
@@ -93,7 +94,7 @@ def test_every_class_image_and_label_is_drawn_about_equally_often(marked):
 
 def test_a_class_is_turned_as_one_and_all_four_ways(marked):
     """All images of a class in a task, support and query, are turned alike; classes differ."""
-    data = omniglot(query_size=3)
+    data = omniglot(marked, query_size=3)
     corners = [0, SIDE - 1, SIDE * SIDE - 1, SIDE * (SIDE - 1)]
     seen, mixed = set(), False
     for split in data_generator.SPLITS:
@@ -117,26 +118,26 @@ def test_a_quarter_turn_is_a_rotation_and_no_reflection():
         np.testing.assert_allclose(turned[quarter].reshape(5, 5), np.rot90(image.reshape(5, 5), quarter), rtol=1e-6)
 
 
-def test_miniimagenet_is_not_turned(marked, monkeypatch):
-    data = DataGenerator(Config.from_flags({"datasource": "miniimagenet", "update_batch_size": 1, "query_size": 2}))
+def test_miniimagenet_is_not_turned(marked):
+    data = generator(marked, datasource="miniimagenet", update_batch_size=1, query_size=2)
     images = data.episodes("train", 0, 10).inputa.numpy()
     assert (images[..., 2:] == 0).all()
 
 
 @pytest.mark.parametrize("flags", [{}, {"datasource": "omniglot", "update_batch_size": 1}])
 def test_an_episode_is_a_function_of_seed_split_and_index(marked, flags):
-    data, again = (DataGenerator(Config.from_flags(flags)) for _ in range(2))
+    data, again = (generator(marked, **flags) for _ in range(2))
     first = numpy(data.episodes("train", 7, 3))
     for tensor, same in zip(first, numpy(again.episodes("train", 7, 3)), strict=True):
         np.testing.assert_array_equal(tensor, same)
-    other_seed = DataGenerator(Config.from_flags(flags | {"seed": 1}))
+    other_seed = generator(marked, **flags, seed=1)
     for other in (data.episodes("train", 8, 3), data.episodes("val", 7, 3), other_seed.episodes("train", 7, 3)):
         assert not np.array_equal(first.inputa, other.inputa)
 
 
 @pytest.mark.parametrize("flags", [{}, {"datasource": "omniglot", "update_batch_size": 1}])
 def test_eager_graph_and_compiled_sampling_agree(marked, flags):
-    data = DataGenerator(Config.from_flags(flags))
+    data = generator(marked, **flags)
     eager = data.episodes("train", 3, 4)
     for jit_compile in (False, True):
         sample = tf.function(lambda index: data.episodes("train", index, 4), jit_compile=jit_compile)
@@ -178,6 +179,6 @@ def test_too_few_classes_or_images_are_refused(marked):
     from maml.errors import UserError
 
     with pytest.raises(UserError, match="num_classes=13"):
-        omniglot(num_classes=13)
+        omniglot(marked, num_classes=13)
     with pytest.raises(UserError, match=r"class 3.*needs 6"):
-        omniglot(query_size=4)
+        omniglot(marked, query_size=4)
