@@ -157,7 +157,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, tests, writes and draws; returns the exit code."""
-    short = {name: [run for run, flags in RUNS.items() if flags["algorithm"] == name] for name in algorithms.WHERE}
+    short = {name: [run for run, flags in RUNS.items() if flags["algorithm"] == name] for name in algorithms.NAMES}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
     parser.add_argument("algorithms", nargs="*", choices=[*short, []], help="which (default: all)")
     parser.add_argument("--seconds", type=count, default=120, help="for each training")

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from maml import algorithms
 from maml.algorithms.protocol import Algorithm
-from maml.config import METRIC, Config
+from maml.config import Config
 from maml.errors import UserError
 from maml.files import make_folder, write_json
 from maml.models.protocol import Weights
@@ -151,7 +151,7 @@ class Learner:
             raise UserError(f"{target}: the export could not be written ({reason}); free some space") from error
 
     def _steps(self, num_updates: int | None) -> int:
-        if num_updates and self.config.algorithm in METRIC:
+        if num_updates and not self.config.adapts:
             raise UserError(f"num_updates={num_updates}: {self.config.algorithm} adapts nothing; leave it out")
         steps = self.config.evaluation_updates if num_updates is None else num_updates
         if not isinstance(steps, int) or steps < 0:

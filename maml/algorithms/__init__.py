@@ -1,25 +1,89 @@
-"""The algorithms by name."""
+"""The algorithms by name: one entry makes an algorithm known to flags, training, tests and prediction.
 
+This file loads no TensorFlow; the flags are read from it.
+"""
+
+import dataclasses
 import importlib
-from typing import TYPE_CHECKING
-
-from maml.errors import UserError
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maml.algorithms.protocol import Algorithm
     from maml.config import Config
 
-WHERE = {
-    "maml": "maml.maml:MAML",
-    "matching": "maml.algorithms.matching:MatchingNetworks",
-    "protonet": "maml.algorithms.protonet:PrototypicalNetworks",
-    "reptile": "maml.algorithms.reptile:Reptile",
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the program has to know of an algorithm before it is built.
+
+    where: module:class.
+    flags: those that only some algorithms use, this one among them; all others are for all of them.
+    defaults: what its authors used, where it is not the flag's default.
+    training_classes: classes of a training task, by data source and shots; None: as in a test.
+    training_queries: query examples a class of a training task; None: as in a test.
+    inner_steps: whether it adapts in gradient steps; the others only learn an embedding.
+    regresses: whether it can do without classes.
+    """
+
+    where: str
+    flags: frozenset[str]
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training_classes: Callable[[str, int], int | None] = lambda datasource, shots: None
+    training_queries: Callable[[str], int | None] = lambda datasource: None
+    inner_steps: bool = True
+    regresses: bool = False
+
+
+def _protonet_ways(datasource: str, shots: int) -> int:
+    return 60 if datasource == "omniglot" else 30 if shots == 1 else 20
+
+
+def _five_queries(datasource: str) -> int | None:
+    return None if datasource == "miniimagenet" else 5
+
+
+_POOLED_64 = {"max_pool": True, "num_filters": 64}
+_METRIC_FLAGS = {"meta_lr", "train_num_classes", "distance", "attention_scale", "halving_interval"}
+_MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", "eval_inner_iters", "eval_inner_batch"}
+
+ENTRIES = {
+    "maml": Entry(
+        "maml.maml:MAML",
+        frozenset({"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"})
+        | {"baseline", "pretrain_iterations", "check_gradients", "recompute"},
+        regresses=True,
+    ),
+    "reptile": Entry(
+        "maml.algorithms.reptile:Reptile",
+        frozenset({"update_lr", "train_update_lr", "conv", "meta_step", "meta_step_final"} | _MINIBATCHES),
+        {"datasource": "omniglot", "meta_batch_size": 5, "update_lr": 0.001},
+    ),
+    "protonet": Entry(
+        "maml.algorithms.protonet:PrototypicalNetworks",
+        frozenset(_METRIC_FLAGS),
+        {"datasource": "omniglot", "meta_batch_size": 1, "halving_interval": 2000} | _POOLED_64,
+        training_classes=_protonet_ways,
+        training_queries=_five_queries,
+        inner_steps=False,
+    ),
+    "matching": Entry(
+        "maml.algorithms.matching:MatchingNetworks",
+        frozenset(_METRIC_FLAGS | {"fce", "unrolling_steps"}),
+        {"datasource": "omniglot", "meta_batch_size": 16, "distance": "cosine"} | _POOLED_64,
+        training_queries=_five_queries,
+        inner_steps=False,
+    ),
 }
+NAMES = tuple(ENTRIES)
+
+
+def users(flag: str) -> tuple[str, ...]:
+    """The algorithms that use a flag: those that list it, or all where none does."""
+    return tuple(name for name, entry in ENTRIES.items() if flag in entry.flags) or NAMES
 
 
 def build(config: "Config") -> "Algorithm":
     """The learner that `--algorithm` names."""
-    if config.algorithm not in WHERE:
-        raise UserError(f"--algorithm={config.algorithm}: not built yet")
-    module, name = WHERE[config.algorithm].split(":")
+    module, name = ENTRIES[config.algorithm].where.split(":")
     return getattr(importlib.import_module(module), name)(config)

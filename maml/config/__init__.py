@@ -1,5 +1,6 @@
-"""The setting of a run: flags, what follows from them, their checks and names."""
+"""The setting of a run: the flag table, what follows from it, and what is wrong with it."""
 
-from maml.config.config import ALGORITHMS, METRIC, NORMS, Config, names_of, users
+from maml.config.config import Config
+from maml.config.flags import names_of
 
-__all__ = ["ALGORITHMS", "METRIC", "NORMS", "Config", "names_of", "users"]
+__all__ = ["Config", "names_of"]

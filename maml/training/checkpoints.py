@@ -102,8 +102,19 @@ def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: s
         "training/best": tf.constant(progress.best, tf.float64),
         "training/skipped": tf.constant(progress.skipped, tf.int64),
     }
+    _write(prefix, tensors)
+    checkpoints = list_checkpoints(folder, stem)
+    # After a restart from an older checkpoint, newer ones are of a future that will be made again.
+    for old in checkpoints[:-keep]:
+        remove(old)
+    if stem == "model":
+        write_index(folder)
+    return prefix
+
+
+def _write(prefix: Path, tensors: dict[str, tf.Tensor]) -> None:
     try:
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=prefix.parent) as temporary:
             written = Path(temporary, prefix.name)
             tf.raw_ops.SaveV2(
                 prefix=str(written),
@@ -119,13 +130,6 @@ def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: s
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{prefix}: the checkpoint could not be written ({reason}); free some space") from error
-    checkpoints = list_checkpoints(folder, stem)
-    # After a restart from an older checkpoint, newer ones are of a future that will be made again.
-    for old in checkpoints[:-keep]:
-        remove(old)
-    if stem == "model":
-        write_index(folder)
-    return prefix
 
 
 def write_index(folder: Path) -> None:
@@ -161,15 +165,7 @@ def restore(checkpoint: Checkpoint, model: Algorithm) -> tuple[Any, Progress]:
         UserError: damaged, or of another network; the message lists what differs.
     """
     prefix, template = checkpoint.prefix, model.init_state()
-    try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        shapes = reader.get_variable_to_shape_map()
-        tensors = {name: reader.get_tensor(name) for name in shapes}
-    except (tf.errors.OpError, ValueError, RuntimeError, IndexError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{prefix}: the checkpoint is damaged or incomplete ({reason}); restore or remove it"
-        ) from error
+    tensors = _read(prefix)
     expected = model.checkpoint_names(template.weights)
     # Before normalisations had their official names, they were called as they are here.
     earlier = {name: name if "/" in name else official for name, official in expected.items()}
@@ -192,6 +188,18 @@ def restore(checkpoint: Checkpoint, model: Algorithm) -> tuple[Any, Progress]:
         int(tensors.get("training/skipped", 0)),
     )
     return state, progress
+
+
+def _read(prefix: Path) -> dict[str, np.ndarray]:
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes = reader.get_variable_to_shape_map()
+        return {name: reader.get_tensor(name) for name in shapes}
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{prefix}: the checkpoint is damaged or incomplete ({reason}); restore or remove it"
+        ) from error
 
 
 def _named(state: Any, names: dict[str, str]) -> dict[str, tf.Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm, Column
-from maml.config import METRIC, Config
+from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.files import replacing, write_json
 from maml.models.protocol import Weights
@@ -77,7 +77,7 @@ def result_table(result: TestResult, config: Config, columns: list[Column]) -> s
     measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
     lines = []
     if config.norm == "batch_norm":
-        together = "support and query set together" if config.algorithm in METRIC else "query batch"
+        together = "query batch" if config.adapts else "support and query set together"
         whose = f"{together} (transductive)" if config.transductive else "support set"
         lines.append(f"batch-norm statistics: {whose}")
     lines += [f"{'':<26}{measure:>20}{'std':>10}{'95 % interval':>16}"]

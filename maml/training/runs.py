@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maml.config import Config, names_of
+from maml.config.checks import check
 from maml.errors import UserError
 from maml.files import locked, make_folder, read_json, write_json
 
@@ -140,7 +141,7 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
             if all(getattr(config, name) == value for name, value in choice.items()):
                 values = {name: getattr(config, name) for name in inherited}
                 test = Config(**(values | given | {"train": False}))
-                test.validate(given)
+                check(test, given)
                 return folder, test
     config = Config.from_flags(given | {"train": False})
     folder = run_folder(config)

@@ -50,46 +50,64 @@ def make_update(
     Returns:
         The function; `first`, the iterations done before, and `count` are int32 [].
     """
-    config = model.config
-    # XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
-    ahead = model.compiled
+    loop = _Loop(model, data, summary_interval)
 
-    def episodes_of(iteration: tf.Tensor) -> Episodes:
-        return data.episodes("train", iteration, config.meta_batch_size)
+    @tf.function(jit_compile=model.compiled, autograph=False)
+    def run(state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
+        drawn = loop.ahead(first)
+        if summary_interval:
+            _, state, loss, finite, measures = loop.updates_and_summaries(first, first + count, drawn, state)
+        else:
+            (_, state, loss, finite), measures = loop.updates(first, first + count, drawn, state), {}
+        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
+        return Updated(state, loss, finite & all_finite(state), measures)
 
-    def loop(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
+    return run
+
+
+class _Loop:
+    """The two loops that `make_update` compiles."""
+
+    def __init__(self, model: Algorithm, data: DataGenerator, summary_interval: int):
+        self.model, self.data, self.summary_interval = model, data, summary_interval
+        self.config = model.config
+
+    def episodes(self, iteration: tf.Tensor) -> Episodes:
+        return self.data.episodes("train", iteration, self.config.meta_batch_size)
+
+    def ahead(self, iteration: tf.Tensor) -> Any:
+        """The episodes of an iteration where they are drawn in the iteration before, else ().
+
+        XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
+        """
+        return self.episodes(iteration) if self.model.compiled else ()
+
+    def updates(self, first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """Iterations `first` to `last` − 1: the episodes of `last`, the state, the last loss, whether all is finite."""
 
         def body(iteration: tf.Tensor, drawn: Any, state: Any, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
-            state, loss = update(model, state, drawn if ahead else episodes_of(iteration), iteration)
-            drawn = episodes_of(iteration + 1) if ahead else ()
-            return iteration + 1, drawn, state, loss, finite & tf.math.is_finite(loss)
+            state, loss = update(self.model, state, drawn or self.episodes(iteration), iteration)
+            return iteration + 1, self.ahead(iteration + 1), state, loss, finite & tf.math.is_finite(loss)
 
-        start = (first, drawn, state, tf.constant(0.0, config.dtype), tf.constant(True))
+        start = (first, drawn, state, tf.constant(0.0, self.config.dtype), tf.constant(True))
         return tf.while_loop(lambda iteration, *_: iteration < last, body, start, parallel_iterations=1)[1:]
 
-    def loop_with_summaries(first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
+    def updates_and_summaries(self, first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """The same from summary to summary, and the measures."""
 
         def body(summaries, iteration, drawn, state, loss, finite, measures):
-            due = (iteration // summary_interval + 1) * summary_interval
+            due = (iteration // self.summary_interval + 1) * self.summary_interval
             end = tf.minimum(last, due)
-            drawn, state, loss, ok = loop(iteration, end, drawn, state)
-
-            def measured() -> dict[str, tf.Tensor]:
-                episodes = drawn if ahead else episodes_of(end)
-                found = model.evaluate(state.weights, episodes, config.evaluation_updates)
-                entry = tf.equal(tf.range(MOST_SUMMARIES), summaries)[:, None, None]
-                return {name: tf.where(entry, values, measures[name]) for name, values in found.items()}
-
-            measures = tf.cond(tf.equal(end % summary_interval, 0), measured, lambda: measures)
+            drawn, state, loss, ok = self.updates(iteration, end, drawn, state)
+            measures = tf.cond(
+                tf.equal(end % self.summary_interval, 0),
+                lambda: self.entered(measures, summaries, state, drawn or self.episodes(end)),
+                lambda: measures,
+            )
             return summaries + 1, end, drawn, state, loss, finite & ok, measures
 
-        shape = [MOST_SUMMARIES, config.meta_batch_size, len(model.columns(config.evaluation_updates))]
-        names = ("loss", "accuracy") if config.classification else ("loss",)
-        measures = {name: tf.zeros(shape, config.dtype) for name in names}
         zero, true = tf.constant(0), tf.constant(True)
-        start = (zero, first, drawn, state, tf.constant(0.0, config.dtype), true, measures)
+        start = (zero, first, drawn, state, tf.constant(0.0, self.config.dtype), true, self.no_measures())
         return tf.while_loop(
             lambda summaries, iteration, *_: tf.equal(summaries, 0) | (iteration < last),
             body,
@@ -97,17 +115,16 @@ def make_update(
             parallel_iterations=1,
         )[2:]
 
-    @tf.function(jit_compile=model.compiled, autograph=False)
-    def run(state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
-        drawn = episodes_of(first) if ahead else ()
-        if summary_interval:
-            _, state, loss, finite, measures = loop_with_summaries(first, first + count, drawn, state)
-        else:
-            (_, state, loss, finite), measures = loop(first, first + count, drawn, state), {}
-        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
-        return Updated(state, loss, finite & all_finite(state), measures)
+    def no_measures(self) -> dict[str, tf.Tensor]:
+        columns = len(self.model.columns(self.config.evaluation_updates))
+        zeros = tf.zeros([MOST_SUMMARIES, self.config.meta_batch_size, columns], self.config.dtype)
+        return dict.fromkeys(("loss", "accuracy") if self.config.classification else ("loss",), zeros)
 
-    return run
+    def entered(self, measures: dict[str, tf.Tensor], summary: tf.Tensor, state: Any, episodes: Episodes) -> dict:
+        """The measures, with those of the state on these episodes as entry `summary`."""
+        found = self.model.evaluate(state.weights, episodes, self.config.evaluation_updates)
+        entry = tf.equal(tf.range(MOST_SUMMARIES), summary)[:, None, None]
+        return {name: tf.where(entry, values, measures[name]) for name, values in found.items()}
 
 
 def make_gradient(model: Algorithm, data: DataGenerator) -> Callable[[Weights, tf.Tensor], Weights]:

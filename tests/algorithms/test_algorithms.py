@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from maml import algorithms
-from maml.config import ALGORITHMS, Config
+from maml.algorithms import NAMES
+from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.learner import Learner
@@ -23,7 +24,7 @@ OWN = {
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},
     "matching": {"meta_lr": 0.01, "attention_scale": 0.0, "fce": True, "unrolling_steps": 2},
 }
-every_algorithm = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+every_algorithm = pytest.mark.parametrize("algorithm", list(NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_adapt_and_predict_for_a_users_own_images(algorithm, folder):
     assert len(more.predict(query)) == len(query)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", NAMES)
 def test_flags_of_other_algorithms_are_refused(algorithm):
     """At their default, too: a flag that is given is meant."""
     given = {"distance": "l2"} if algorithm == "maml" else {"num_updates": 1}
@@ -125,12 +126,12 @@ def test_flags_of_other_algorithms_are_refused(algorithm):
         Config.from_flags({"algorithm": algorithm} | given)
 
 
-def test_siblings_have_folders_of_their_own_and_no_sinusoid():
-    names = {Config.from_flags({"algorithm": name, "datasource": "omniglot"}).exp_string for name in ALGORITHMS}
+def test_the_others_have_folders_of_their_own_and_no_sinusoid():
+    names = {Config.from_flags({"algorithm": name, "datasource": "omniglot"}).exp_string for name in NAMES}
     names |= {
         Config.from_flags({"algorithm": "matching"} | flags).exp_string
         for flags in ({"fce": True}, {"distance": "l2"}, {"attention_scale": 0.0}, {"train_num_classes": 20})
     }
-    assert len(names) == len(ALGORITHMS) + 4
+    assert len(names) == len(NAMES) + 4
     with pytest.raises(UserError, match="is for images"):
         Config.from_flags({"algorithm": "protonet", "datasource": "sinusoid"})

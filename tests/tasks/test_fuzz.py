@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maml.config import Config
+from maml.config.checks import check
 from maml.errors import UserError
 from maml.tasks import cache, safe_pickle
 from maml.training import runs
@@ -36,7 +37,7 @@ def read_run(folder, data: bytes) -> None:
         except UserError as error:
             assert str(error).isprintable()
         else:
-            config.validate()
+            check(config)
             assert config.exp_string
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import tensorflow as tf
 
-from maml.config import Config, users
+from maml.algorithms import users
+from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.training.memory import check_memory, least_memory
