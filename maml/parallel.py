@@ -26,9 +26,10 @@ def map_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any, side_by_side
         of_task: takes a structure like `batch` without its leading axis, and returns a structure of tensors.
         batch: `Episodes`, or another structure of tensors with a leading task axis.
         like: tensors or `tf.TensorSpec`s of the structure, shapes and types that `of_task` returns.
-        side_by_side: compute all tasks in the same operations, by tf.vectorized_map: for small dense layers, or on a
-            GPU. Otherwise one task after the other, as many at once as there are cores: the feature maps of a
-            task fit a processor's cache where those of all would not.
+        side_by_side: compute all tasks in the same operations, by tf.vectorized_map: for small dense layers, whose
+            operations take longer to start than to compute. Otherwise one task after the other, as many at once as
+            there are cores: the feature maps of a task fit a processor's cache where those of all would not, and
+            tf.vectorized_map has no convolution whose filters differ from task to task.
 
     Returns:
         What `of_task` returns, with a leading task axis.
@@ -92,7 +93,7 @@ def set_up_threads(config: "Config") -> None:
 
 
 def on_gpu() -> bool:
-    """Whether there is a GPU: all tasks fit it at once, and it is slow at many small operations."""
+    """Whether there is a GPU, which needs no thread of the processor for its kernels."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 

@@ -11,7 +11,7 @@ from maml.algorithms.adam import AdamState, adam_init
 from maml.algorithms.protocol import Algorithm, Column
 from maml.data_generator import Episodes
 from maml.models.protocol import Weights
-from maml.parallel import map_tasks, on_gpu
+from maml.parallel import map_tasks
 
 
 class TrainState(NamedTuple):
@@ -39,7 +39,7 @@ class Adapting(Algorithm):
     @property
     def side_by_side(self) -> bool:
         """Whether all tasks of a batch are computed in the same operations; see `map_tasks`."""
-        return (self.model.compiled or on_gpu()) and not self.config.recompute
+        return self.model.compiled and not self.config.recompute
 
 
 class GradientBased(Adapting):
