@@ -4,7 +4,7 @@
 # make check    formatter, linter and types
 # make audit    looks the pinned packages up among the known vulnerabilities (needs the network)
 # make figures  draws docs/figures/ from the runs under logs/, training those that are missing
-# make compare  trains and tests MAML and its siblings, BUDGET seconds each, and writes docs/compare.md
+# make compare  trains and tests MAML and other algorithms, BUDGET seconds each, and writes docs/compare.md
 # make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000

@@ -1,4 +1,4 @@
-"""Trains and tests MAML and its siblings on Omniglot, 5-way 1-shot, each for the same time.
+"""Trains and tests MAML and other algorithms on Omniglot, 5-way 1-shot, each for the same time.
 
   python -m benchmarks.compare                         two minutes each
   python -m benchmarks.compare --seconds=900           a quarter of an hour each
@@ -125,7 +125,7 @@ def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int)
     ]
     tasks = next(iter(rows.values()))["tasks"]
     return (
-        f"# MAML and its siblings, Omniglot 5-way 1-shot, {seconds} s each\n\n"
+        f"# MAML and other algorithms, Omniglot 5-way 1-shot, {seconds} s each\n\n"
         f"`make compare BUDGET={seconds}`. Accuracy on {tasks} test tasks ± the 95 % interval over them. "
         "The time is that of the whole command, validations included.\n\n"
         f"{table(header, lines)}\n{machine_lines(where)}\n"
