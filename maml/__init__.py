@@ -1,22 +1,57 @@
 """Model-agnostic meta-learning in TensorFlow 2, faithful to the official code.
 
-`load` gives what a run has learned, to adapt and predict with; `maml/learner.py` says how.
+`load` gives what a run has learned, to adapt and predict with; `maml/learner.py` says how. A name is imported, and
+TensorFlow with it, when it is first asked for.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from maml.errors import UserError
 
 if TYPE_CHECKING:
-    from maml.learner import load
+    from maml.algorithms.matching import MatchingNetworks
+    from maml.algorithms.protocol import Algorithm
+    from maml.algorithms.protonet import PrototypicalNetworks
+    from maml.algorithms.reptile import Reptile
+    from maml.config import Config
+    from maml.data_generator import DataGenerator, Episodes
+    from maml.learner import Learner, load
+    from maml.maml import MAML
+    from maml.models.protocol import Model
 
-__all__ = ["UserError", "load"]
+__all__ = [
+    "MAML",
+    "Algorithm",
+    "Config",
+    "DataGenerator",
+    "Episodes",
+    "Learner",
+    "MatchingNetworks",
+    "Model",
+    "PrototypicalNetworks",
+    "Reptile",
+    "UserError",
+    "load",
+]
+
+WHERE = {
+    "MAML": "maml.maml",
+    "Algorithm": "maml.algorithms.protocol",
+    "Config": "maml.config",
+    "DataGenerator": "maml.data_generator",
+    "Episodes": "maml.data_generator",
+    "Learner": "maml.learner",
+    "MatchingNetworks": "maml.algorithms.matching",
+    "Model": "maml.models.protocol",
+    "PrototypicalNetworks": "maml.algorithms.protonet",
+    "Reptile": "maml.algorithms.reptile",
+    "load": "maml.learner",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the learner, and TensorFlow with it, when it is first asked for."""
-    if name == "load":
-        from maml.learner import load
-
-        return load
+    """A public name, from where it is defined."""
+    if name in WHERE:
+        return getattr(importlib.import_module(WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
