@@ -19,11 +19,10 @@ FOLDER_DEFAULTS = {"num_updates": 5}
 
 def defaults_of(algorithm: str, datasource: str) -> dict[str, Any]:
     """The defaults of an algorithm on a data source, where they are not those of the flags."""
-    defaults = algorithms.ENTRIES[algorithm].defaults if algorithm in algorithms.ENTRIES else {}
+    defaults: dict[str, Any] = {}
     if datasource in ("miniimagenet", "folder"):
-        used = {name: value for name, value in MINIIMAGENET_DEFAULTS.items() if algorithm in algorithms.users(name)}
-        defaults = used | defaults
+        defaults |= MINIIMAGENET_DEFAULTS
     if datasource == "folder":
-        used = {name: value for name, value in FOLDER_DEFAULTS.items() if algorithm in algorithms.users(name)}
-        defaults = used | defaults
-    return defaults
+        defaults |= FOLDER_DEFAULTS
+    used = {name: value for name, value in defaults.items() if algorithm in algorithms.users(name)}
+    return used | (algorithms.ENTRIES[algorithm].defaults if algorithm in algorithms.ENTRIES else {})

@@ -30,7 +30,7 @@ def _flag(
     label: str = "",
     kind: str = "training",
 ):
-    """A field of `Config`.
+    """A field of `Flags`.
 
     Args:
         kind: whose it is.

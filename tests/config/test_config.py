@@ -2,6 +2,7 @@
 
 import pytest
 
+from maml.algorithms import ENTRIES
 from maml.config import Config
 from maml.errors import UserError
 
@@ -137,3 +138,10 @@ def test_a_foreign_run_record_is_refused(values):
 def test_round_trip_through_a_dict():
     config = Config.from_flags({"datasource": "miniimagenet", "seed": 3})
     assert Config.from_dict(config.to_dict(), "run.json") == config
+
+
+def test_a_config_leaves_the_algorithms_defaults_as_they_are():
+    before = dict(ENTRIES["protonet"].defaults)
+    with pytest.raises(UserError):  # small images are for --datasource=folder
+        Config.from_flags({"algorithm": "protonet", "image_size": 8})
+    assert ENTRIES["protonet"].defaults == before
