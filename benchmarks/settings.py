@@ -8,7 +8,7 @@ import numpy as np
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.models.official import Network
-from maml.tasks.images import ImageSplit
+from maml.tasks.split import ImageSplit
 
 OMNIGLOT = {"datasource": "omniglot"}
 # Five steps at the paper's 0.01 from fresh weights amplify float32's rounding to percents of the loss, and two

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.tasks.images import ImageSplit, check_enough, load_split
+from maml.tasks.images import load_split
+from maml.tasks.split import ImageSplit, too_small
 
 SPLITS = ("train", "val", "test")
 
@@ -60,6 +61,7 @@ class DataGenerator:
         """
         self.config = config
         self._tables = {}
+        self.left_out: dict[str, list[str]] = {}  # classes of each split that are too small for its tasks
         self.fingerprint: dict[str, str] = {}  # of the content of each split's images
         if config.classification:
             size, channels = config.image_shape
@@ -72,12 +74,10 @@ class DataGenerator:
                     channels=channels,
                     resize=config.omniglot_resize,
                 )
-                check_enough(
-                    split,
-                    f"{config.datasource} {name}",
-                    *config.task_size(name),
-                )
-                self._tables[name] = _ImageTable.of(split)
+                left_out = too_small(split, f"{config.datasource} {name}", *config.task_size(name))
+                if left_out:
+                    self.left_out[name] = left_out
+                self._tables[name] = _ImageTable.of(split, sum(config.task_size(name)[1:]))
                 self.fingerprint[name] = split.content
 
     def episodes(self, split: str, index, meta_batch_size: int) -> Episodes:
@@ -152,13 +152,15 @@ class _ImageTable(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, split: ImageSplit) -> "_ImageTable":
-        ends = np.cumsum(split.counts)
+    def of(cls, split: ImageSplit, least: int = 1) -> "_ImageTable":
+        """The classes of `least` images or more."""
+        enough = split.counts >= least
+        first, counts = (np.cumsum(split.counts) - split.counts)[enough], split.counts[enough]
         return cls(
             tf.constant(split.images),
-            tf.constant(ends - split.counts, tf.int32),
-            tf.constant(split.counts, tf.int32),
-            int(split.counts.max()),
+            tf.constant(first, tf.int32),
+            tf.constant(counts, tf.int32),
+            int(counts.max()),
         )
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from maml.errors import UserError
 
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Waits until the file's content is on the disk."""
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
 
 
@@ -59,21 +59,15 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`, which the kernel frees when the process ends, however it ends.
 
-    The file stays. Its text, `host process`, is for the one who is refused. On Windows, which has
-    no such locks, nothing is held.
+    The file stays. Its text, `host process`, is for the one who is refused.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "a+", encoding="utf-8"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             host, _, process = file.read().partition(" ")
@@ -87,6 +81,26 @@ def locked(path: Path) -> Iterator[None]:
         file.write(f"{platform.node()} {os.getpid()}")
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Locks an open file for this process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # behind the text, which stays readable
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Learner:
         Args:
             support_images: see the class.
             support_labels: a label for each image, of any hashable type, exactly `num_classes`
-                different ones; for a sinusoid run the values y, [n, 1].
+                different ones (any number of them, at least two, for an embedding: prototypical and matching
+                networks); for a sinusoid run the values y, [n, 1].
             num_updates: inner steps; None: as many as a test makes (10, or `test_num_updates`).
 
         Raises:
@@ -109,6 +110,11 @@ class Learner:
         state = self.model.adapt(self.weights, inputs, labels, self._steps(num_updates))
         return Adapted(self, classes, inputs, state)
 
+    @property
+    def ways(self) -> int | None:
+        """The number of classes of a task; None for any number, of an algorithm that only learns an embedding."""
+        return self.config.num_classes if self.config.adapts else None
+
     def read_images(self, paths: Sequence[str | os.PathLike]) -> np.ndarray:
         """Image files as the training reads them (resized, Omniglot's drawings inverted): uint8 [n, h, w, c].
 
@@ -119,7 +125,7 @@ class Learner:
         if not config.classification:
             raise UserError("a sinusoid run takes numbers; images are for the other data sources")
         size, channels = config.image_shape
-        names = [os.fspath(path) for path in paths]
+        names = [os.path.expanduser(os.fspath(path)) for path in paths]
         return read_images(names, config.datasource, image_size=size, channels=channels, resize=config.omniglot_resize)
 
     def export(self, folder: str | os.PathLike, num_updates: int | None = None) -> None:
@@ -134,7 +140,7 @@ class Learner:
         Raises:
             UserError: the folder is not empty, or cannot be written.
         """
-        steps, target = self._steps(num_updates), Path(folder)
+        steps, target = self._steps(num_updates), Path(folder).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target}: exists and is not an empty folder; choose another --export_dir")
         make_folder(target.absolute().parent, "--export_dir")
@@ -188,11 +194,13 @@ class Learner:
             raise UserError("support_labels: needed one hashable label an image, not one-hot rows") from error
         if len(given) != examples:
             raise UserError(f"support_labels: {len(given)} labels for {examples} images; give one an image")
-        if len(classes) != self.config.num_classes:
+        if self.ways not in (None, len(classes)):
             raise UserError(
-                f"support_labels: {len(classes)} different labels, and this run learned {self.config.num_classes}-way "
-                f"tasks: give images of exactly {self.config.num_classes} classes"
+                f"support_labels: {len(classes)} different labels, and this run learned {self.ways}-way "
+                f"tasks: give images of exactly {self.ways} classes"
             )
+        if len(classes) < 2:
+            raise UserError(f"support_labels: {len(classes)} different labels; two classes at least can be told apart")
         index = {label: column for column, label in enumerate(classes)}
         return classes, tf.one_hot([index[label] for label in given], len(classes), dtype=self.config.dtype)
 

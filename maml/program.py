@@ -21,9 +21,12 @@ from typing import Any
 
 from absl import app, flags
 
+from maml import commands
 from maml.config import Config, names_of
+from maml.config.record import expanded
 from maml.errors import UserError
-from maml.training.runs import find_run
+from maml.files import write_text
+from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
 
 
 def define_flags() -> None:
@@ -46,7 +49,7 @@ def define_flags() -> None:
 def given_flags() -> dict[str, Any]:
     """The values of the flags that were given on the command line."""
     names = [field.name for field in dataclasses.fields(Config)]
-    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
+    return expanded({name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present})
 
 
 @contextlib.contextmanager
@@ -107,8 +110,31 @@ def print_setting(config: Config) -> None:
             print(f"  {title + ':':<10} {' '.join(shown)}")
 
 
-def run_training(config: Config) -> int:
-    """Trains, and returns the exit code."""
+def left_out(data, folder: Path) -> list[str]:
+    """Writes the names of the classes that are too small for the tasks to a file, and says how many they are."""
+    if not data.left_out:
+        return []
+    target = folder / "left_out.txt"
+    write_text(target, "".join(f"{split} {name}\n" for split, names in data.left_out.items() for name in names))
+    counts = ", ".join(f"{len(names)} of {split}" for split, names in data.left_out.items())
+    return [f"Classes with too few images for the tasks are left out: {counts} (named in {target})"]
+
+
+def data_notes(config: Config) -> list[str]:
+    """What of one's own images lies in more than one split."""
+    from maml.tasks.class_folders import shared_between_splits
+
+    if config.datasource != "folder" or not config.data_dir:
+        return []
+    try:
+        lines = shared_between_splits(config.data_dir)
+    except UserError as error:  # of a split that is not needed now
+        lines = [str(error)]
+    return [f"warning: {line}" for line in lines]
+
+
+def run_training(config: Config, notes: list[str]) -> int:
+    """Trains, and returns the exit code; `notes` are printed below the setting."""
     from maml import algorithms
     from maml.data_generator import DataGenerator
     from maml.training.loop import train
@@ -117,10 +143,11 @@ def run_training(config: Config) -> int:
 
     check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
+    notes = [*notes, *data_notes(config)]
     with lock_run(config):
-        folder, notes = open_run(config, data.fingerprint)
+        folder, run_notes = open_run(config, data.fingerprint)
         print_setting(config)
-        for note in notes:
+        for note in [*notes, *run_notes, *left_out(data, folder)]:
             print(note)
         trained = train(config, algorithms.build(config), data, folder)
     done = trained.progress.iteration
@@ -136,8 +163,9 @@ def run_training(config: Config) -> int:
         print(f"Skipped: {trained.progress.skipped} updates that were not finite (--on_nan=skip).")
     print(f"Checkpoints: {folder}")
     if config.log:
-        print(f"TensorBoard: tensorboard --logdir={folder.parent}")
-    print(f"Test it:     {sys.executable} main.py --train=False --test_set=True --logdir={folder.parent}")
+        print(f"TensorBoard: {commands.quoted(['tensorboard', f'--logdir={folder.parent}'])}")
+    test = commands.program("main.py", "--train=False", "--test_set=True", f"--logdir={folder}")
+    print(f"Test it:     {test}")
     return 0
 
 
@@ -160,7 +188,11 @@ def run_test(config: Config, folder: Path) -> int:
     if config.export_dir:
         export(Learner(config, model, state.weights, checkpoint.prefix))
     split = "test" if config.test_set else "val"
-    evaluator = Evaluator(model, DataGenerator(config, (split,)))
+    check_data_dir(config, folder)
+    data = DataGenerator(config, (split,))
+    if data.left_out:
+        print(f"Classes with too few images for the tasks are left out: {len(data.left_out[split])}")
+    evaluator = Evaluator(model, data)
     print(f"Testing {checkpoint.prefix} on {config.test_tasks} {split} tasks")
     measures = evaluator.tasks(
         state.weights,
@@ -172,7 +204,9 @@ def run_test(config: Config, folder: Path) -> int:
     values = measures["accuracy" if config.classification else "loss"]
     result = TestResult.of(values)
     columns = model.columns(config.evaluation_updates)
-    table = write_results(folder, config, values, result, columns, checkpoint.prefix.name)
+    newest = checkpoint.prefix == checkpoints.choose(folder, "latest", -1).prefix
+    run = load_config(folder) if (folder / RUN_FILE).exists() else config
+    table = write_results(folder, config, run, values, result, columns, checkpoint.prefix.name, newest)
     print(result_table(result, config, columns))
     print(f"Written to {table} (and .pkl, .json)")
     return 0
@@ -181,7 +215,7 @@ def run_test(config: Config, folder: Path) -> int:
 def run_predict(config: Config, folder: Path) -> int:
     """Classifies a folder of images by the run in a folder, exports the model, or both; returns the exit code."""
     from maml.learner import learner_of
-    from maml.prediction import predict_folder, write_predictions
+    from maml.prediction import predict_folder, write_confusion, write_predictions
 
     print_setting(config)
     learner = learner_of(config, folder)
@@ -189,8 +223,15 @@ def run_predict(config: Config, folder: Path) -> int:
         export(learner)
     if config.support or config.query or not config.export_dir:
         predictions = predict_folder(learner, config.support, config.query)
+        written = []
         if config.predict_csv:
-            write_predictions(Path(config.predict_csv), predictions)
+            written.append(Path(config.predict_csv))
+            write_predictions(written[0], predictions)
+        if config.predict_csv and predictions.truth:
+            written.append(written[0].with_suffix(".confusion.png"))
+            write_confusion(written[1], predictions)
+        for note in predictions.notes:
+            print(f"note: {note}")
         print(
             f"{learner.checkpoint}, adapted to {predictions.support} images of {len(predictions.classes)} classes "
             f"in {config.evaluation_updates} updates"
@@ -200,8 +241,10 @@ def run_predict(config: Config, folder: Path) -> int:
         width = max(map(len, predictions.files))
         for name, label, probability in predictions.rows():
             print(f"{name:<{width}}  {label}  {probability:.3f}")
-        if config.predict_csv:
-            print(f"Written to {config.predict_csv}")
+        if predictions.truth:
+            print(predictions.report())
+        if written:
+            print(f"Written to {' and '.join(map(str, written))}")
     return 0
 
 
@@ -227,15 +270,19 @@ def run_gradient_check(config: Config) -> int:
     return 0 if report.exact else 1
 
 
-def run(config: Config, folder: Path | None) -> int:
-    """Does what the flags say, with the run in a folder if it is of one, and returns the exit code."""
+def run(config: Config, folder: Path | None, notes: list[str]) -> int:
+    """Does what the flags say, with the run in a folder if it is of one, and returns the exit code.
+
+    Args:
+        notes: on what was understood; for the user.
+    """
     import tensorflow as tf
 
     try:
         if config.check_gradients:
             return run_gradient_check(config)
         if folder is None:
-            return run_training(config)
+            return run_training(config, notes)
         return run_predict(config, folder) if config.predict else run_test(config, folder)
     except tf.errors.OpError as error:
         if "events.out.tfevents" in error.message:
@@ -264,10 +311,14 @@ def main(argv: list[str]) -> int:
         given = given_flags()
         if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
             folder, config = find_run(given)
+            notes: list[str] = []
         else:
+            from maml.tasks.images import sized
+
+            given, notes = sized(given)
             folder, config = None, Config.from_flags(given)
         set_up_tensorflow(config)
-        return run(config, folder)
+        return run(config, folder, notes)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """The setting as a file keeps it."""
 
 import dataclasses
+import os
 from typing import Any
 
 from maml.config.flags import Flags
@@ -24,3 +25,11 @@ def checked_values(values: dict[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
             raise UserError(f"{where}: {name} is {value!r}, expected {expected.__name__}")
     return values
+
+
+PATHS = ("logdir", "data_dir", "support", "query", "predict_csv", "export_dir")
+
+
+def expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by flag name, with `~` in paths as the user's home; no shell does so behind `--logdir=`."""
+    return {name: os.path.expanduser(value) if name in PATHS else value for name, value in values.items()}

@@ -13,8 +13,15 @@ from tqdm import tqdm
 
 from maml.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Pillow's formats by suffix. An image is what one of these suffixes says and one of these formats is.
+FORMATS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **{".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".avif": "AVIF"},
+}
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for so many channels
+
+HIDDEN = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "picasa.ini")  # what systems leave everywhere
 
 _MOST_PIXELS = 50_000_000  # a few bytes can claim billions of pixels
 _SMALL_IMAGE = 200 * 200
@@ -44,9 +51,14 @@ def check_member(archive: str, name: str) -> None:
         raise UserError(f"{archive}: its member {name!r} would leave its folder; the archive is refused")
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in FORMATS
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder is one that systems leave everywhere."""
-    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in HIDDEN
 
 
 def visible(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
@@ -83,52 +95,6 @@ def opener(path: str) -> Callable[[], BinaryIO]:
     return open_file
 
 
-def class_images(folder: str) -> dict[str, list[str]]:
-    """The sorted image paths of each class folder in `folder`, classes sorted.
-
-    Hidden files are passed over.
-
-    Raises:
-        UserError: a class is empty, or something is not an image.
-    """
-    classes: dict[str, list[str]] = {entry.name: [] for entry in visible(folder)[0]}
-    strange = []
-    for name, path in folder_files(folder, 1):
-        pieces = name.split("/")
-        if len(pieces) == 2 and name.lower().endswith(IMAGE_SUFFIXES):
-            classes[pieces[0]].append(path)
-        else:
-            strange.append(name)
-    if strange:
-        raise UserError(
-            f"{folder}: {len(strange)} not of the form <class>/<image>{{{','.join(IMAGE_SUFFIXES)}}}: "
-            f"{listed(strange)}; remove or convert them"
-        )
-    empty = [name for name, paths in classes.items() if not paths]
-    if empty:
-        raise UserError(f"{folder}: no images in class {listed(empty)}; add some or remove the folder")
-    return classes
-
-
-def folder_images(folder: str) -> list[str]:
-    """The sorted image paths in `folder`; hidden files are passed over.
-
-    Raises:
-        UserError: there are none, or something is not an image.
-    """
-    folders, files = visible(folder)
-    images = [entry.path for entry in files if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-    strange = [entry.name for entry in folders + files if entry.path not in images]
-    if strange:
-        raise UserError(
-            f"{folder}: {len(strange)} not of the form <image>{{{','.join(IMAGE_SUFFIXES)}}}: "
-            f"{listed(strange)}; remove or convert them"
-        )
-    if not images:
-        raise UserError(f"{folder}: no images in it; put at least one there")
-    return images
-
-
 def upright_on_white(image: Image.Image) -> Image.Image:
     """An image as a person sees it: turned by its EXIF orientation, what is transparent on white."""
     image = ImageOps.exif_transpose(image)
@@ -142,6 +108,8 @@ def upright_on_white(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An image of the wanted size, uint8 [size, size, 3] or [size, size]; LANCZOS where it has another size."""
     image = upright_on_white(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose black and white nobody knows")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert(MODES[channels])
@@ -186,13 +154,13 @@ def decode(
 
 
 def opened(file: BinaryIO) -> Image.Image:
-    """A PNG or JPEG whose pixels are not decoded yet.
+    """An image whose pixels are not decoded yet; of several pictures in a file, the first.
 
     Raises:
         ValueError: it claims a size that no photograph has.
         Exception: what Pillow raises on damaged bytes.
     """
-    image = Image.open(file, formats=("PNG", "JPEG"))
+    image = Image.open(file, formats=tuple(set(FORMATS.values())))
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels")
     return image
@@ -201,7 +169,7 @@ def opened(file: BinaryIO) -> Image.Image:
 def reason_of(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "neither PNG nor JPEG"
+        return f"none of {', '.join(sorted(set(FORMATS.values())))}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -17,7 +17,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from maml.errors import UserError
-from maml.tasks.images import DEFAULT_DIRS, OMNIGLOT_SPLIT, load_split
+from maml.tasks.images import DEFAULT_DIRS, load_split
+from maml.tasks.omniglot_images import SPLIT
 
 MIRROR = "https://github.com/brendenlake/omniglot/raw/master/python"
 MD5 = {
@@ -43,14 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         fetch(args.data_dir, args.mirror, not args.no_checksum)
-        sizes = [len(_prepared(args.data_dir, split)) for split in OMNIGLOT_SPLIT]
+        sizes = [len(_prepared(args.data_dir, split)) for split in SPLIT]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130
-    parts = ", ".join(f"{size} {split}" for size, split in zip(sizes, OMNIGLOT_SPLIT, strict=True))
+    parts = ", ".join(f"{size} {split}" for size, split in zip(sizes, SPLIT, strict=True))
     print(f"{args.data_dir}: ready, {parts} characters; train with --datasource=omniglot --data_dir={args.data_dir}")
     return 0
 

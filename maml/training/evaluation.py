@@ -1,7 +1,9 @@
 """Measuring what adaptation achieves, and the official meta-test."""
 
+import contextlib
 import csv
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,8 @@ import tensorflow as tf
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
-from maml.files import replacing, write_json
+from maml.errors import UserError
+from maml.files import read_json, replacing, write_json
 from maml.models.protocol import Weights
 
 
@@ -89,33 +92,76 @@ def result_table(result: TestResult, config: Config, columns: list[Column]) -> s
     return "\n".join(lines)
 
 
-def results_file(folder: Path, config: Config, suffix: str) -> Path:
-    """Where a meta-test's results stand: the official name, and batch-norm's mode if that is not the official one."""
+# A test's own values of these stand in the name of its results, where they are not the run's or the default.
+NAMED_IN_RESULTS = (
+    *("num_classes", "query_size", "seed", "omniglot_resize"),
+    *("eval_inner_iters", "eval_inner_batch", "test_num_updates", "test_tasks"),
+)
+
+
+def results_name(config: Config, run: Config) -> str:
+    """The official name of a meta-test's results; behind it whatever is not the official case, a test on the test set.
+
+    Args:
+        config: of the test.
+        run: of the run that is tested.
+    """
     rate = f"_stepsize{config.update_lr}" if config.uses("update_lr") else ""
+    split = "" if config.test_set else "_val"
     mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
-    return folder / f"test_ubs{config.update_batch_size}{rate}{mode}{suffix}"
+    other = [name for name in NAMED_IN_RESULTS if getattr(config, name) != getattr(run, name)]
+    own = "".join(f"_{name.removeprefix('test_').replace('_', '')}{getattr(config, name)}" for name in other)
+    return f"test_ubs{config.update_batch_size}{rate}{split}{mode}{own}"
+
+
+def results_file(folder: Path, config: Config, suffix: str) -> Path:
+    """Where the results of a run's official meta-test stand."""
+    return folder / (results_name(config.replace(test_set=True), config) + suffix)
+
+
+def kept(folder: Path, name: str, checkpoint: str) -> None:
+    """Renames the results of another checkpoint that stand under a name: nothing is lost."""
+    before = {}
+    with contextlib.suppress(UserError):
+        before = read_json(folder / f"{name}.json")
+    other = str(before.get("checkpoint", checkpoint))
+    if other != checkpoint and "/" not in other:
+        for suffix in (".csv", ".pkl", ".json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / (name + suffix), folder / f"{name}_{other}{suffix}")
 
 
 def write_results(
-    folder: Path, config: Config, values: np.ndarray, result: TestResult, columns: list[Column], checkpoint: str
+    folder: Path,
+    config: Config,
+    run: Config,
+    values: np.ndarray,
+    result: TestResult,
+    columns: list[Column],
+    checkpoint: str,
+    newest: bool = True,
 ) -> Path:
     """Writes the official .csv and .pkl of a meta-test, and a .json that explains itself.
 
-    Their names say so if batch-norm's statistics were not the official ones.
+    Args:
+        run: the setting of the run that was tested.
+        newest: whether the checkpoint is the run's newest.
 
     Returns:
         The path of the .csv.
     """
-    table = results_file(folder, config, ".csv")
+    name = results_name(config, run) + ("" if newest else f"_{checkpoint}")
+    kept(folder, name, checkpoint)
+    table = folder / f"{name}.csv"
     with replacing(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([column.key for column in columns])
         for row in result:
             writer.writerow([float(value) for value in row])
-    with replacing(results_file(folder, config, ".pkl")) as temporary:
+    with replacing(folder / f"{name}.pkl") as temporary:
         temporary.write_bytes(pickle.dumps({"mses": values}))
     write_json(
-        results_file(folder, config, ".json"),
+        folder / f"{name}.json",
         {
             "checkpoint": checkpoint,
             "split": "test" if config.test_set else "val",

@@ -11,14 +11,22 @@ HIDDEN = (256, 128, 64, 64)
 
 def check_memory(config: Config) -> None:
     """Raises UserError if an update (in a test: a block of tasks) cannot fit into the machine's memory."""
-    needed, there = least_memory(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    needed, there = least_memory(config), physical_memory()
+    if there is not None and needed > there:
         sizes = ("num_classes", "update_batch_size", "meta_batch_size", "num_updates", "num_filters")
         given = " ".join(f"--{name}={getattr(config, name)}" for name in sizes)
         raise UserError(
             f"{given}: needs at least {needed / 2**30:,.0f} GiB of memory, and this machine has {there / 2**30:,.0f}; "
             "lower one of them"
         )
+
+
+def physical_memory() -> int | None:
+    """Bytes of the machine's memory; None where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def least_memory(config: Config) -> int:

@@ -5,6 +5,7 @@
 
 import contextlib
 import datetime
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 from maml.config import Config, names_of
 from maml.config.checks import check
+from maml.config.record import expanded
 from maml.errors import UserError
 from maml.files import locked, make_folder, read_json, write_json
 
@@ -96,7 +98,10 @@ def _check_same_data(folder: Path, before: Config, config: Config, fingerprint: 
 def record_run(folder: Path, config: Config, fingerprint: dict[str, str] | None = None) -> None:
     """Writes the flags, the versions and the data's fingerprint of a training that begins, or goes on."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
-    about = {"format": 1, "trained": now, "config": config.to_dict(), "versions": versions()}
+    values = config.to_dict()
+    if config.data_dir:  # a test may start from another folder
+        values["data_dir"] = os.path.abspath(config.data_dir)
+    about = {"format": 1, "trained": now, "config": values, "versions": versions()}
     write_json(folder / RUN_FILE, about | ({"data": fingerprint} if fingerprint else {}))
 
 
@@ -124,6 +129,7 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     Raises:
         UserError: there is no run.
     """
+    given = expanded(given)
     root = Path(given.get("logdir") or "logs")
     wanted = {name: value for name, value in given.items() if name in names_of("network", "training")}
     for name in ("update_batch_size", "update_lr"):
@@ -132,12 +138,15 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     loose = {
         name: value for name, value in wanted.items() if name not in OVERRIDDEN or given.get(f"train_{name}", -1) != -1
     }
+    ways = loose.pop("num_classes", None)
     records = [path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE)]
     folders = [path.parent for path in records if REPLACED not in path.parent.name]
     runs = [(folder, load_config(folder)) for folder in sorted(folders, key=_last_trained, reverse=True)]
     inherited = names_of("network", "training", "watch")
     for choice in (wanted, loose):
         for folder, config in runs:
+            if choice is loose and config.adapts and ways not in (None, config.num_classes):
+                continue  # an embedding can tell any number of classes apart, an output layer cannot
             if all(getattr(config, name) == value for name, value in choice.items()):
                 values = {name: getattr(config, name) for name in inherited}
                 test = Config(**(values | given | {"train": False}))
@@ -151,6 +160,15 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
         others = ", ".join(str(folder) for folder, _ in runs[:3])
         raise UserError(f"no run under {root} agrees with the flags given; there are {others}")
     raise UserError(f"no run under {root} (looked for {RUN_FILE}, and for {folder}/model*.index): train one first")
+
+
+def check_data_dir(config: Config, folder: Path) -> None:
+    """Raises UserError if the images of a test are not where the run had them."""
+    if config.data_dir and not os.path.isdir(config.data_dir):
+        raise UserError(
+            f"{config.data_dir}: no such folder; that is --data_dir, or where {folder / RUN_FILE} has its images: "
+            "name with --data_dir where they are now"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ def test_the_two_commands_in_processes_of_their_own(tmp_path):
     assert "support set" in rows[0]
     assert "query set" in rows[1]
 
-    stem = tmp_path / folder / "test_ubs10_stepsize0.001"
+    stem = tmp_path / folder / "test_ubs10_stepsize0.001_tasks30"
     with open(f"{stem}.csv", newline="") as file:
         header, means, stds, ci95 = csv.reader(file)
     assert header == [f"update{step}" for step in range(11)]
@@ -78,7 +78,7 @@ def test_miniimagenet_end_to_end_learns(here, capsys):
     assert " max_pool=True" in capsys.readouterr().out
     assert run_here("--train=False", "--test_set=True", "--test_tasks=20", "--test_num_updates=3") == 0
     [run] = here.glob("logs/miniimagenet/cls_5.mbs_2.ubs_1.numstep1.updatelr0.05hidden4maxpoolbatchnorm*/")
-    with open(run / "test_ubs1_stepsize0.05.csv", newline="") as file:
+    with open(run / "test_ubs1_stepsize0.05_numupdates3_tasks20.csv", newline="") as file:
         means = [float(mean) for mean in list(csv.reader(file))[1]]
     assert means[3] > 0.5  # chance is 0.2
 
@@ -89,7 +89,7 @@ def test_strided_miniimagenet_and_evaluation_with_other_flags(here, capsys):
     assert run_here(*flags, "--metatrain_iterations=2", "--meta_batch_size=1", "--val_tasks=0") == 0
     given = ("--train=False", "--test_tasks=4", "--update_batch_size=2", "--update_lr=0.03", "--test_num_updates=3")
     assert run_here(*given) == 0
-    found = list(here.glob("logs/miniimagenet/*/test_ubs2_stepsize0.03.json"))
+    found = list(here.glob("logs/miniimagenet/*/test_ubs2_stepsize0.03_val_numupdates3_tasks4.json"))
     assert json.loads(found[0].read_text())["split"] == "val"
     assert len(json.loads(found[0].read_text())["mean"]) == 4
 
@@ -101,7 +101,7 @@ def test_ones_own_images(here):
     flags += ("--test_num_updates=1",)
     assert run_here(*flags, "--metatrain_iterations=4") == 0
     assert run_here("--train=False", "--test_set=True", "--test_tasks=4") == 0
-    assert len(list(here.glob("logs/folder/cls_3*/test_ubs2_stepsize0.01.csv"))) == 1
+    assert len(list(here.glob("logs/folder/cls_3*/test_ubs2_stepsize0.01_tasks4.csv"))) == 1
 
 
 def test_omniglot_without_data_offers_the_download(here, capsys):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +70,34 @@ def test_predictions_are_printed_and_written(here, capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"answers.csv", "exported"}
 
 
+def test_labelled_queries_are_measured(here, capsys, tmp_path):
+    """A query folder of class folders: accuracy, each class's, the confusion matrix as a table and as a picture."""
+    for path in sorted((here / "query").iterdir()):
+        name = path.name.split("-")[0]
+        wrong = {"test_00": "test_01"}.get(name, name)  # all of one class lie in another one's folder
+        (tmp_path / "labelled" / wrong).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "labelled" / wrong / path.name)
+    (tmp_path / "labelled" / "notes.txt").write_text("x")
+    table = tmp_path / "answers.csv"
+    given = ("--predict", "--support=support", f"--query={tmp_path / 'labelled'}", f"--predict_csv={table}")
+    assert run_here(*given, "--test_num_updates=4") == 0
+    printed = capsys.readouterr().out
+    each = len(list((here / "query").glob("test_00*")))
+    assert f"accuracy {200 / 3:.1f} % of {3 * each} images" in printed
+    assert re.search(rf"test_01 +50.0 % +{each} +{each} +0\n", printed)
+    assert re.search(rf"test_02 +100.0 % +0 +0 +{each}\n", printed)
+    assert "1 files are no images of a class: notes.txt" in printed
+    with open(table, newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[3] == "true class" and [row[3] for row in rows] == sorted(row[3] for row in rows)
+    with Image.open(tmp_path / "answers.confusion.png") as image:
+        assert image.width > 100 and image.height > 100
+    (tmp_path / "labelled" / "zebra").mkdir()
+    shutil.copy(path, tmp_path / "labelled" / "zebra")
+    assert run_here(*given) == 1
+    assert "class folders zebra, which --support lacks (it has test_00" in capsys.readouterr().err
+
+
 def test_a_query_alone_by_the_support_set(here, capsys, tmp_path):
     """With --bn_mode=support a folder of one image gets the line that it gets among others."""
     first = sorted((here / "query").iterdir())[0]
@@ -86,7 +116,7 @@ def test_a_test_says_whose_statistics_it_used(here, capsys):
     for mode, said, suffix in (("transductive", "query batch", ""), ("support", "support set", "_bnsupport")):
         assert run_here(*given, f"--bn_mode={mode}") == 0
         assert f"batch-norm statistics: {said}" in capsys.readouterr().out
-        [record] = here.glob(f"logs/*/*/test_ubs1_stepsize0.1{suffix}.json")
+        [record] = here.glob(f"logs/*/*/test_ubs1_stepsize0.1{suffix}_numupdates1_tasks4.json")
         assert json.loads(record.read_text())["bn_mode"] == mode
 
 

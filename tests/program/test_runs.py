@@ -64,7 +64,7 @@ def test_other_images_are_another_run_and_moved_ones_are_not(here, capsys):
     assert run_here(*IMAGES, "--data_dir=A", "--logdir=logs") == 0
     assert run_here(*IMAGES, "--data_dir=B", "--logdir=logs") == 1
     error = capsys.readouterr().err
-    assert "trained on other images (A) than those of B" in error and "--resume=False" in error
+    assert "than those of B" in error and "--resume=False" in error
     (here / "A").rename(here / "moved")
     assert run_here(*IMAGES, "--data_dir=moved", "--logdir=logs", "--metatrain_iterations=3") == 0
     assert "Going on from iteration 2" in capsys.readouterr().out

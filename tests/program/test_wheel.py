@@ -32,7 +32,8 @@ def test_a_wheel_holds_the_package_alone_and_works_from_an_empty_folder(tmp_path
     assert {top for top in tops if not top.endswith(".dist-info")} == {"maml"}
     (tmp_path / "empty").mkdir()
     code = (
-        "import maml, sys, maml.tasks.miniimagenet as m; assert 'tensorflow' not in sys.modules; print(maml.__file__)"
+        "import maml, sys, maml.tasks.prepare.miniimagenet; "
+        "assert 'tensorflow' not in sys.modules; print(maml.__file__)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],

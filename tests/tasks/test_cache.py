@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from maml.tasks import cache, images
-from maml.tasks.images import ImageSplit, load_split
+from maml.tasks.images import load_split
+from maml.tasks.split import ImageSplit
 from tests.image_fixtures import write_class_folders
 
 LOADS = """

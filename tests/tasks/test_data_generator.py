@@ -7,7 +7,7 @@ import tensorflow as tf
 from maml import data_generator
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
-from maml.tasks.images import ImageSplit
+from maml.tasks.split import ImageSplit
 
 SIDE = 28
 CLASSES, PER_CLASS = 12, 6
@@ -180,5 +180,13 @@ def test_too_few_classes_or_images_are_refused(marked):
 
     with pytest.raises(UserError, match="num_classes=13"):
         omniglot(marked, num_classes=13)
-    with pytest.raises(UserError, match=r"class 3.*needs 6"):
-        omniglot(marked, query_size=4)
+    with pytest.raises(UserError, match=r"needs.*--query_size=\d+ would do"):
+        omniglot(marked, query_size=40)
+
+
+def test_a_class_with_too_few_images_is_never_drawn(marked):
+    data = omniglot(marked, query_size=PER_CLASS - 2)
+    assert data.left_out == {split: ["class 3"] for split in ("train", "val", "test")}
+    class_of = np.repeat(np.arange(CLASSES), marked.counts)
+    episodes = numpy(data.episodes("train", 0, 40))
+    assert set(class_of[image_number(episodes.inputa)].ravel()) == set(range(CLASSES)) - {3}

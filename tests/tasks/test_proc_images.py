@@ -20,8 +20,9 @@ from PIL import Image
 
 import proc_images
 from maml.errors import UserError
-from maml.tasks import miniimagenet, safe_pickle
+from maml.tasks import safe_pickle
 from maml.tasks.images import load_split
+from maml.tasks.prepare import lists, own, writing
 from tests.image_fixtures import noisy, write_class_folders
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,8 @@ IN_ORDER = sorted(NUMBERS)
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """The small data set is the official one, and programs run in an empty folder."""
-    monkeypatch.setattr(miniimagenet, "CLASSES", SMALL)
-    monkeypatch.setattr(miniimagenet, "PER_CLASS", PER_CLASS)
+    monkeypatch.setattr(lists, "CLASSES", SMALL)
+    monkeypatch.setattr(lists, "PER_CLASS", PER_CLASS)
     monkeypatch.chdir(tmp_path)
 
 
@@ -281,7 +282,7 @@ def test_names_in_lists_stay_plain(tmp_path_factory, rows):
 
 def _one_line_or_rows(path: Path) -> None:
     try:
-        rows = miniimagenet.read_list(str(path))
+        rows = lists.read_list(str(path))
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -344,7 +345,7 @@ def test_missing_classes_of_ilsvrc(tmp_path, capsys):
     assert "1 of 5 classes are missing: n01532829" in refused(capsys, "--source", tmp_path / "imagenet")
 
 
-@pytest.mark.parametrize("name", ["n01532829_8.png", "n01558993_8.JPEG", "n01532829_010.JPEG", "notes.txt"])
+@pytest.mark.parametrize("name", ["n01532829_8.png", "n01558993_8.JPEG", "n01532829_010.JPEG"])
 def test_strange_files_of_ilsvrc_would_shift_the_count(tmp_path, capsys, name):
     write_ilsvrc_folders(tmp_path / "imagenet")
     write_lists(tmp_path / "imagenet")
@@ -605,10 +606,12 @@ def test_unreadable_images_of_ready_folders_are_named(tmp_path, capsys):
 def test_nothing_recognised(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.zip").write_bytes(b"")
+    (tmp_path / "photos" / "a.mp4").write_bytes(b"")
     message = refused(capsys, "--source", tmp_path / "photos")
-    assert "holds a.zip" in message and "mini-imagenet-cache" in message and "images/" in message
+    assert "holds a.mp4, a.zip" in message and "mini-imagenet-cache" in message and "images/" in message
     assert "no such folder" in refused(capsys, "--source", tmp_path / "none")
-    assert "is a file" in refused(capsys, "--source", tmp_path / "photos" / "a.zip")
+    assert "is a file" in refused(capsys, "--source", tmp_path / "photos" / "a.mp4")
+    assert "not a readable zip" in refused(capsys, "--source", tmp_path / "photos" / "a.zip")
 
 
 # Going on, not mixing
@@ -616,7 +619,7 @@ def test_nothing_recognised(tmp_path, capsys):
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "ravi", size=100)
-    original, calls = proc_images.encoded, []
+    original, calls = writing.encoded, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -624,12 +627,12 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(proc_images, "encoded", interrupted)
+    monkeypatch.setattr(writing, "encoded", interrupted)
     assert run("--source", tmp_path / "ravi") == 130
     assert "run the same command again" in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in Path("data").rglob("*.jpg")}
     assert 0 < len(first) < 20
-    monkeypatch.setattr(proc_images, "encoded", original)
+    monkeypatch.setattr(writing, "encoded", original)
     assert run("--source", tmp_path / "ravi") == 0
     check_result()
     assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "files were written again"
@@ -637,8 +640,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_a_killed_run_goes_on(tmp_path):
     """Whatever a killed process leaves, each visible image is whole."""
-    write_class_folders(tmp_path, {"photos": 3}, per_class=50, size=200)
-    arguments = ["--make_splits", "--source", "photos", "--output", "own", "--splits", "1,1,1"]
+    write_class_folders(tmp_path, {"photos": 6}, per_class=25, size=200)
+    arguments = ["--make_splits", "--source", "photos", "--output", "own", "--splits", "2,2,2"]
     process = subprocess.Popen([sys.executable, ROOT / "proc_images.py", *arguments], cwd=tmp_path)
     deadline = time.monotonic() + 30
     while not list(Path("own").glob("*/*/*.png")) and time.monotonic() < deadline:
@@ -651,7 +654,7 @@ def test_a_killed_run_goes_on(tmp_path):
         with Image.open(path) as image:
             image.load()
     assert run(*arguments) == 0
-    assert load_split("folder", "own", "val", image_size=84, channels=3).counts.tolist() == [50]
+    assert load_split("folder", "own", "val", image_size=84, channels=3).counts.tolist() == [25, 25]
 
 
 def test_images_of_different_origin_are_not_mixed(tmp_path, capsys):
@@ -664,10 +667,10 @@ def test_images_of_different_origin_are_not_mixed(tmp_path, capsys):
 
 
 def test_a_full_disk(tmp_path):
-    write_class_folders(tmp_path, {"photos": 3}, per_class=2, size=100)
+    write_class_folders(tmp_path, {"photos": 6}, per_class=2, size=100)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
     program = "import sys, proc_images; sys.exit(proc_images.main(sys.argv[1:]))"
-    arguments = ["--make_splits", "--source", "photos", "--output", "own", "--splits", "1,1,1"]
+    arguments = ["--make_splits", "--source", "photos", "--output", "own", "--splits", "2,2,2"]
     done = subprocess.run(
         [sys.executable, "-c", limit + program, *arguments],
         cwd=tmp_path,
@@ -706,8 +709,8 @@ def test_own_classes_are_divided(tmp_path, capsys):
 
 def test_the_seed_fixes_the_division():
     names = [f"class{number}" for number in range(20)]
-    assert proc_images.divide(names, "10,5,5", 1) == proc_images.divide(names, "10,5,5", 1)
-    assert proc_images.divide(names, "10,5,5", 1) != proc_images.divide(names, "10,5,5", 2)
+    assert own.divide(names, "10,5,5", 1) == own.divide(names, "10,5,5", 1)
+    assert own.divide(names, "10,5,5", 1) != own.divide(names, "10,5,5", 2)
 
 
 @given(st.integers(3, 200), st.integers(0, 5), st.tuples(*[st.integers(1, 60)] * 3), st.booleans())
@@ -715,7 +718,7 @@ def test_divisions_are_disjoint_and_of_the_size_asked_for(number, seed, counts, 
     names = [str(name) for name in range(number)]
     text = ",".join(repr(count / sum(counts)) if as_fractions else str(count) for count in counts)
     try:
-        parts = proc_images.divide(names, text, seed)
+        parts = own.divide(names, text, seed)
     except UserError:
         assert sum(counts) > number or as_fractions
         return
@@ -734,7 +737,7 @@ def test_divisions_are_disjoint_and_of_the_size_asked_for(number, seed, counts, 
 )
 def test_bad_divisions(splits):
     with pytest.raises(UserError, match="--splits="):
-        proc_images.divide([str(name) for name in range(10)], splits, 1)
+        own.divide([str(name) for name in range(10)], splits, 1)
 
 
 def test_own_data_that_cannot_be_divided(tmp_path, capsys):
@@ -743,8 +746,10 @@ def test_own_data_that_cannot_be_divided(tmp_path, capsys):
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos")
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos/own")
     assert "no such folder" in refused(capsys, "--make_splits", "--source", "none", "--output", "own")
-    (tmp_path / "photos" / "photos_00" / "movie.mp4").write_bytes(b"")
-    assert "movie.mp4" in refused(capsys, "--make_splits", "--source", "photos", "--output", "own")
+    assert "val would have 1 classes, and a task needs 2" in refused(
+        capsys, "--make_splits", "--source", "photos", "--output", "own", "--splits", "1,1,1"
+    ).replace("train would", "val would")
+    assert not Path("own").exists(), "nothing is written for a split that no training takes"
 
 
 # The official tables
@@ -752,9 +757,9 @@ def test_own_data_that_cannot_be_divided(tmp_path, capsys):
 
 def test_official_classes(monkeypatch):
     monkeypatch.undo()
-    assert [len(miniimagenet.CLASSES[split]) for split in ("train", "val", "test")] == [64, 16, 20]
-    assert len(set(sum(miniimagenet.CLASSES.values(), ()))) == 100
-    assert miniimagenet.PER_CLASS == 600
+    assert [len(lists.CLASSES[split]) for split in ("train", "val", "test")] == [64, 16, 20]
+    assert len(set(sum(lists.CLASSES.values(), ()))) == 100
+    assert lists.PER_CLASS == 600
 
 
 @pytest.mark.skipif(
@@ -763,9 +768,9 @@ def test_official_classes(monkeypatch):
 )
 def test_official_lists(monkeypatch):
     monkeypatch.undo()
-    lists = miniimagenet.read_lists([os.path.join(DATA, "miniimagenet")])
-    assert [len(rows) for rows in lists.values()] == [38400, 9600, 12000]
-    positions = [row.position for rows in lists.values() for row in rows]
+    found = lists.read_lists([os.path.join(DATA, "miniimagenet")])
+    assert [len(rows) for rows in found.values()] == [38400, 9600, 12000]
+    positions = [row.position for rows in found.values() for row in rows]
     assert min(positions) == 1 and max(positions) == 1300, "places from 1 in classes of at most 1300 images"
 
 

@@ -84,12 +84,12 @@ def test_checkpoints(tmp_path, fail_at, number):
 @pytest.mark.parametrize("number", range(6))
 def test_results(tmp_path, fail_at, number):
     """The .csv, the .pkl and the .json are synced and moved one after another."""
-    config, shape = Config(train=False), (4, 3)
+    config, shape = Config(train=False, test_set=True), (4, 3)
     columns = [Column(key, key, key) for key in ("a", "b", "c")]
 
     def write(value: float) -> None:
         values = np.full(shape, value)
-        evaluation.write_results(tmp_path, config, values, evaluation.TestResult.of(values), columns, "model1")
+        evaluation.write_results(tmp_path, config, config, values, evaluation.TestResult.of(values), columns, "model1")
 
     write(1.0)
     fail_at(number)

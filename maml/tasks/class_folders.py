@@ -1,0 +1,159 @@
+"""Folders of classes: one's own images, and data sets that are handed out as folders.
+
+<data folder>/train/<class>/<image>     the same for val (or validation, valid) and test
+<data folder>/train/<kind>/<class>/…    every folder that holds images is a class, however deep it lies
+"""
+
+import hashlib
+import os
+from typing import NamedTuple
+
+from maml.errors import UserError
+from maml.tasks.image_files import hidden, is_image, listed, visible
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+DEEPEST = 8  # a link to a folder above itself would never end
+
+
+class Classes(NamedTuple):
+    """What lies in a folder of classes.
+
+    paths: the sorted image paths of each class, classes sorted; "animals/cat" where folders are nested.
+    ignored: names of what is no image of a class.
+    empty: class folders without an image.
+    """
+
+    paths: dict[str, list[str]]
+    ignored: list[str]
+    empty: list[str]
+
+    def notes(self, folder: str) -> list[str]:
+        """What was passed over, a line each."""
+        notes = []
+        if self.ignored:
+            notes.append(f"{folder}: {len(self.ignored)} files are no images of a class: {listed(self.ignored)}")
+        if self.empty:
+            notes.append(f"{folder}: {len(self.empty)} folders hold no images: {listed(self.empty)}")
+        return notes
+
+
+def read_classes(folder: str) -> Classes:
+    """Every folder below `folder` that holds images, as a class.
+
+    Raises:
+        UserError: there is none, one holds images and folders with images, or folders are too deep.
+    """
+    found = Classes({}, [], [])
+    _walk(folder, "", found)
+    if not found.paths:
+        raise UserError(f"{folder}: no images in class folders in it; each class needs a folder with images")
+    return found._replace(paths=dict(sorted(found.paths.items())))
+
+
+def _walk(folder: str, name: str, found: Classes) -> bool:
+    """Adds what lies in and below a folder; whether there are images."""
+    if name.count("/") >= DEEPEST:
+        raise UserError(f"{folder}: lies more than {DEEPEST} folders deep; does a link lead back to a folder above it?")
+    folders, files = visible(folder)
+    below = name and name + "/"
+    images = [entry.path for entry in files if is_image(entry.name) and name]
+    found.ignored.extend(below + entry.name for entry in files if not (is_image(entry.name) and name))
+    deeper = [entry.name for entry in folders if _walk(entry.path, below + entry.name, found)]
+    if images and deeper:
+        raise UserError(
+            f"{folder}: holds images and folders with images ({listed(deeper)}), so it could be one class or several; "
+            "put all images of a class into one folder"
+        )
+    if images:
+        found.paths[name] = images
+    elif name and not folders:
+        found.empty.append(name)
+    return bool(images or deeper)
+
+
+def unwrapped(folder: str, until: tuple[str, ...] = ()) -> str:
+    """The folder that a data set lies in, where an archive was unpacked into folders around it.
+
+    A folder whose only folder is not one of `until` just wraps that.
+    """
+    for _ in range(DEEPEST):
+        folders = visible(folder)[0]
+        if len(folders) != 1 or folders[0].name.lower() in until:
+            return folder
+        folder = folders[0].path
+    return folder
+
+
+def split_folders(data_dir: str) -> dict[str, str]:
+    """The folders of train, val and test, those that are there, under any of their usual names.
+
+    Raises:
+        UserError: a split has two folders.
+    """
+    folder = unwrapped(data_dir, sum(SPLIT_NAMES.values(), ()))
+    entries = {entry.name.lower(): entry.path for entry in visible(folder)[0]}
+    found: dict[str, str] = {}
+    for split, names in SPLIT_NAMES.items():
+        there = [entries[name] for name in names if name in entries]
+        if len(there) > 1:
+            both = " and ".join(map(os.path.basename, there))
+            raise UserError(f"{folder}: {both} are both there, and {split} is one of them; move the other one away")
+        if there:
+            found[split] = there[0]
+    return found
+
+
+def shared_between_splits(data_dir: str) -> list[str]:
+    """Classes of one name, and files of the same bytes, that lie in more than one split; a line each."""
+    classes = {split: read_classes(folder).paths for split, folder in split_folders(data_dir).items()}
+    lines = []
+    splits = list(classes)
+    for i, first in enumerate(splits):
+        for second in splits[i + 1 :]:
+            names = sorted(classes[first].keys() & classes[second].keys())
+            if names:
+                lines.append(f"{len(names)} classes are in {first} and in {second}: {listed(names)}")
+    copies = _copies([(split, path) for split in splits for paths in classes[split].values() for path in paths])
+    if copies:
+        pairs = [" = ".join(os.path.relpath(path, data_dir) for path in paths) for paths in copies]
+        lines.append(f"{len(copies)} images are in more than one split, byte for byte: {listed(pairs)}")
+    return lines
+
+
+def _copies(files: list[tuple[str, str]]) -> list[list[str]]:
+    """Groups of (split, path) files with the same bytes in different splits."""
+    for key in (_size, _content):
+        groups: dict[object, list[tuple[str, str]]] = {}
+        for split, path in files:
+            groups.setdefault(key(path), []).append((split, path))
+        alike = [group for group in groups.values() if len({split for split, _ in group}) > 1]
+        files = [file for group in alike for file in group]
+    return [[path for _, path in group] for group in alike]
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else -1
+
+
+def _content(path: str) -> bytes:
+    if not os.path.isfile(path):  # a pipe; decoding it names it
+        return os.fsencode(path)
+    with open(path, "rb") as file:
+        return hashlib.blake2b(file.read()).digest()
+
+
+def images_in(folder: str) -> tuple[list[str], list[str]]:
+    """The sorted image paths in one folder, and the names of what else is there.
+
+    Raises:
+        UserError: there are no images.
+    """
+    folders, files = visible(folder)
+    images = [entry.path for entry in files if is_image(entry.name)]
+    if not images:
+        raise UserError(f"{folder}: no images in it; put at least one there")
+    return images, [entry.name for entry in folders + files if entry.path not in images and not hidden(entry.name)]
