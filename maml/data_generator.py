@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.tasks.images import load_split
+from maml.tasks import augmentation
+from maml.tasks.images import channel_statistics, load_split
 from maml.tasks.split import ImageSplit, too_small
 
 SPLITS = ("train", "val", "test")
@@ -51,7 +52,7 @@ class DataGenerator:
     """Samples episodes of a data source."""
 
     def __init__(self, config: Config, splits: tuple[str, ...] = SPLITS, load: Callable[..., ImageSplit] = load_split):
-        """Loads the images of `splits` (nothing for the sinusoid).
+        """Loads the images of `splits` (nothing for the sinusoid); `self.config` holds what is read from them.
 
         Args:
             load: what reads a split's images.
@@ -77,8 +78,10 @@ class DataGenerator:
                 left_out = too_small(split, f"{config.datasource} {name}", *config.task_size(name))
                 if left_out:
                     self.left_out[name] = left_out
-                self._tables[name] = _ImageTable.of(split, sum(config.task_size(name)[1:]))
+                self._tables[name] = _ImageTable.of(split, sum(config.task_size(name)[1:]), channels)
                 self.fingerprint[name] = split.content
+                if name == "train" and config.normalize == "auto":
+                    self.config = config.replace(normalize=channel_statistics(split, channels))
 
     def episodes(self, split: str, index, meta_batch_size: int) -> Episodes:
         """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
@@ -93,11 +96,32 @@ class DataGenerator:
                 classes,
                 shots,
                 queries,
-                turn=config.datasource == "omniglot",
+                turn=config.datasource == "omniglot" or (config.rotate_classes and split == "train"),
+                change=self._augmentation if split == "train" else None,
             )
         else:
             episodes = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")
         return Episodes(*(tf.cast(tensor, config.dtype) for tensor in episodes))
+
+    @property
+    def _augmentation(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+        """What changes training images at random, a function of a key and uint8 [..., pixels]; None if nothing does."""
+        config = self.config
+        if not (config.flip or config.crop):
+            return None
+        size, channels = config.image_shape
+
+        def change(key: tf.Tensor, flat: tf.Tensor) -> tf.Tensor:
+            images = tf.reshape(flat, [-1, size, size, channels])
+            keys = tf.unstack(tf.random.split(key, 2, alg="philox"), 2)
+            if config.flip:
+                images = augmentation.mirrored(images, _random_bits(keys[0], [images.shape[0]], 1) == 1)
+            if config.crop:
+                place = _uniform(keys[1], [images.shape[0], 2], 0, 2 * config.crop + 1)
+                images = augmentation.cropped(images, tf.cast(place, tf.int32), config.crop)
+            return tf.reshape(images, flat.shape)
+
+        return change
 
 
 def _random_bits(key: tf.Tensor, shape: list, bits: int) -> tf.Tensor:
@@ -144,15 +168,17 @@ class _ImageTable(NamedTuple):
     images: uint8 [total, height · width · channels], a class's images together.
     first, counts: int32 [classes], a class's first row and number of images.
     most: the largest count.
+    channels: of the images.
     """
 
     images: tf.Tensor
     first: tf.Tensor
     counts: tf.Tensor
     most: int
+    channels: int = 1
 
     @classmethod
-    def of(cls, split: ImageSplit, least: int = 1) -> "_ImageTable":
+    def of(cls, split: ImageSplit, least: int = 1, channels: int = 1) -> "_ImageTable":
         """The classes of `least` images or more."""
         enough = split.counts >= least
         first, counts = (np.cumsum(split.counts) - split.counts)[enough], split.counts[enough]
@@ -161,17 +187,26 @@ class _ImageTable(NamedTuple):
             tf.constant(first, tf.int32),
             tf.constant(counts, tf.int32),
             int(counts.max()),
+            channels,
         )
 
 
 def image_episodes(
-    key: tf.Tensor, table: _ImageTable, tasks: int, num_classes: int, shots: int, queries: int, turn: bool = False
+    key: tf.Tensor,
+    table: _ImageTable,
+    tasks: int,
+    num_classes: int,
+    shots: int,
+    queries: int,
+    turn: bool = False,
+    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> Episodes:
     """N-way tasks: classes, and images of a class, are drawn without replacement.
 
     Args:
-        turn: each class of a task, square one-channel images, is turned by 0, 90, 180 or 270 degrees, all its
+        turn: each class of a task, square images, is turned by 0, 90, 180 or 270 degrees, all its
             images alike, as the official code does for Omniglot in training and in testing.
+        change: see `DataGenerator._augmentation`.
     """
     keys = tf.unstack(tf.random.split(key, 4, alg="philox"), 4)
     per_class = shots + queries
@@ -188,30 +223,35 @@ def image_episodes(
     order = random_orders(keys[2], [tasks, per_class, num_classes])  # [tasks, K + Q, N]
     rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
     images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
+    if change:
+        images = change(tf.random.experimental.stateless_fold_in(keys[3], 1, alg="philox"), images)
     quarters = None
     if turn:
         of_class = tf.cast(_random_bits(keys[3], [tasks, num_classes], 2), tf.int32)
         quarters = tf.reshape(tf.gather(of_class, tf.reshape(order, [tasks, -1]), batch_dims=1), order.shape)
 
-    inputs = tf.reshape(_as_inputs(images, quarters), [tasks, per_class * num_classes, images.shape[-1]])
+    inputs = tf.reshape(
+        _as_inputs(images, quarters, table.channels), [tasks, per_class * num_classes, images.shape[-1]]
+    )
     labels = tf.one_hot(tf.reshape(order, [tasks, per_class * num_classes]), num_classes)
     support = shots * num_classes
     return Episodes(inputs[:, :support], labels[:, :support], inputs[:, support:], labels[:, support:])
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)  # one pass over the bytes
-def _as_inputs(images: tf.Tensor, quarters: tf.Tensor | None) -> tf.Tensor:
+def _as_inputs(images: tf.Tensor, quarters: tf.Tensor | None, channels: int = 1) -> tf.Tensor:
     """Bytes [..., pixels] as floats in [0, 1].
 
-    Square one-channel images are turned by `quarters` [...], 0 to 3 quarter turns, as numpy.rot90 turns.
+    Square images are turned by `quarters` [...], 0 to 3 quarter turns, as numpy.rot90 turns.
     """
     if quarters is not None:
-        side = math.isqrt(images.shape[-1])
-        as_is = tf.reshape(images, [*images.shape[:-1], side, side])
-        flipped = tf.linalg.matrix_transpose(as_is)
-        turns = [as_is, flipped[..., ::-1, :], as_is[..., ::-1, ::-1], flipped[..., ::-1]]
+        side = math.isqrt(images.shape[-1] // channels)
+        as_is = tf.reshape(images, [*images.shape[:-1], side, side, channels])
+        rank = len(as_is.shape)
+        flipped = tf.transpose(as_is, [*range(rank - 3), rank - 2, rank - 3, rank - 1])
+        turns = [as_is, flipped[..., ::-1, :, :], as_is[..., ::-1, ::-1, :], flipped[..., ::-1, :]]
         turned = turns[0]
         for count in range(1, 4):
-            turned = tf.where(quarters[..., None, None] == count, turns[count], turned)
+            turned = tf.where(quarters[..., None, None, None] == count, turns[count], turned)
         images = tf.reshape(turned, images.shape)
     return tf.cast(images, tf.float32) / 255.0

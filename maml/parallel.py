@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from maml.machine import cores
 from maml.models.protocol import Weights
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def set_up_threads(config: "Config") -> None:
     """
     from maml.models.official import Network
 
-    network = Network.from_config(config)
+    network = Network.from_config(config.replace(normalize=""))
     small = network.kind == "fc" and network.largest_matrix <= SMALL_MATRIX
     if not (config.convolutional or small) or on_gpu() or "TF_NUM_INTRAOP_THREADS" in os.environ:
         return
@@ -95,10 +96,3 @@ def set_up_threads(config: "Config") -> None:
 def on_gpu() -> bool:
     """Whether there is a GPU, which needs no thread of the processor for its kernels."""
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -143,6 +143,7 @@ def run_training(config: Config, notes: list[str]) -> int:
 
     check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
+    config = data.config
     notes = [*notes, *data_notes(config)]
     with lock_run(config):
         folder, run_notes = open_run(config, data.fingerprint)
@@ -263,8 +264,9 @@ def run_gradient_check(config: Config) -> int:
 
     print_setting(config)
     config = config.replace(dtype="float64")
-    model = MAML(config)
-    episodes = DataGenerator(config, ("train",)).episodes("train", 0, min(config.meta_batch_size, TASKS))
+    data = DataGenerator(config, ("train",))
+    model = MAML(data.config)
+    episodes = data.episodes("train", 0, min(config.meta_batch_size, TASKS))
     report = check_gradients(model, model.init_state().weights, episodes, seed=config.seed)
     print("\n".join(report.lines()))
     return 0 if report.exact else 1

@@ -63,6 +63,11 @@ def _check_task(config: "Config") -> None:
 
 
 def _check_network(config: "Config") -> None:
+    changed = [name for name in ("flip", "crop", "rotate_classes", "normalize") if getattr(config, name)]
+    if changed and not config.classification:
+        raise UserError(f"--{changed[0]} is for images; choose a --datasource other than sinusoid")
+    if config.normalize != "auto":
+        _ = config.normalization  # refuses what it cannot read
     if config.bfloat16 and not (config.convolutional and config.dtype == "float32"):
         raise UserError("--bfloat16 is for convolutional networks in float32 only")
     if config.channels not in (UNSET, 1, 3):

@@ -71,6 +71,31 @@ class Config(Flags):
         )
 
     @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of each channel that images are normalized by, if they are.
+
+        Raises:
+            UserError: `normalize` does not hold them.
+        """
+        if not self.normalize:
+            return None
+        if self.normalize == "auto":
+            raise UserError("--normalize=auto: its numbers are read from the data; take DataGenerator(config).config")
+        mean, _, deviation = self.normalize.partition("/")
+        try:
+            means, deviations = (tuple(float(number) for number in part.split(",")) for part in (mean, deviation))
+        except ValueError:
+            means, deviations = (), ()
+        channels = self.image_shape[1]
+        if not len(means) == len(deviations) == channels or not all(0 < value < 100 for value in deviations):
+            numbers = ",".join(["0.5"] * channels)
+            raise UserError(
+                f"--normalize={self.normalize}: must be auto, or {channels} means and deviations above 0, such as "
+                f"{numbers}/{numbers}"
+            )
+        return means, deviations
+
+    @property
     def pretraining(self) -> int:
         """Pre-training iterations; the oracle is trained by nothing else."""
         if self.baseline == "oracle":

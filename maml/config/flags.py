@@ -212,6 +212,18 @@ class Flags:
         "nearest (the official result, see the README) or lanczos",
         choices=("nearest", "lanczos"),
     )
+    flip: bool = _flag(False, "mirror training images left to right, each with probability 1/2")
+    crop: int = _flag(
+        0, "cut training images at random out of ones with so many black pixels around them", least=0, most=512
+    )
+    rotate_classes: bool = _flag(
+        False, "turn each class of a training task by 0, 90, 180 or 270 degrees (Omniglot's always are, also in tests)"
+    )
+    normalize: str = _flag(
+        "",
+        "subtract each channel's mean and divide by its standard deviation before the network: auto (those of the "
+        "training images), or as mean,.../deviation,... on a scale from 0 to 1",
+    )
     query_size: int = _flag(
         UNSET,
         "query examples a class (-1: 15 while training on miniImageNet, 5 in other training tasks of protonet and "

@@ -38,7 +38,7 @@ def exp_string(config: "Config") -> str:
             "stopgrad" if config.stop_grad else "",
             config.baseline if config.baseline != "None" else "",
             {"batch_norm": "batchnorm", "layer_norm": "layernorm", "None": "nonorm"}[config.norm],
-            *(f".{name.replace('_', '')}{value}" for name, value in _unnamed(config).items()),
+            *(f".{name.replace('_', '')}{str(value).replace('/', '_')}" for name, value in _unnamed(config).items()),
         ]
     )
 

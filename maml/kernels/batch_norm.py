@@ -32,7 +32,8 @@ def batch_norm_relu_pool(
     Returns:
         [examples, height // 2, width // 2, channels].
     """
-    if reference is None and inp.shape.is_fully_defined():
+    # Eagerly, every other number of examples would be compiled anew, for one use.
+    if reference is None and inp.shape.is_fully_defined() and not tf.executing_eagerly():
         return _closed_form(inp, shift, epsilon)
     return plain(inp, shift, epsilon, reference)
 

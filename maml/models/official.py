@@ -35,6 +35,7 @@ class Network(Model):
     dim_hidden: units of the hidden layers (fully connected) or filters of every block.
     image_size, channels: of the images; 0 where there are none.
     bfloat16: the convolutions round their inputs and kernels to bfloat16.
+    normalization: mean and standard deviation of each channel, by which images are normalized first.
     flat_head: the head reads the flattened last map; otherwise its mean over space.
     """
 
@@ -49,6 +50,7 @@ class Network(Model):
     flat_head: bool = False
     dtype: str = "float32"
     bfloat16: bool = False
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> "Network":
@@ -70,6 +72,7 @@ class Network(Model):
             flat_head=config.datasource != "omniglot",
             dtype=config.dtype,
             bfloat16=config.bfloat16,
+            normalization=config.normalization,
         )
 
     @property
@@ -126,11 +129,19 @@ class Network(Model):
     def apply(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
         """Outputs [examples, dim_output] of one task's inputs [examples, dim_input]; see `Model.apply`."""
         forward = forward_conv if self.kind == "conv" else forward_fc
-        return forward(inputs, weights, self, reference)
+        return forward(self.normalized(inputs), weights, self, reference)
 
     def embed(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
         """The last block's feature maps, flattened: [examples, dim_input] → [examples, dim_embedding]."""
-        return tf.reshape(forward_blocks(inputs, weights, self, reference), [-1, self.dim_embedding])
+        return tf.reshape(forward_blocks(self.normalized(inputs), weights, self, reference), [-1, self.dim_embedding])
+
+    def normalized(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Images [examples, dim_input] with each channel's mean subtracted, divided by its deviation, if so wanted."""
+        if self.normalization is None:
+            return inputs
+        mean, deviation = (tf.constant(values, inputs.dtype) for values in self.normalization)
+        images = tf.reshape(inputs, [-1, self.dim_input // self.channels, self.channels])
+        return tf.reshape((images - mean) / deviation, [-1, self.dim_input])
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
         """The official variables: {"conv1": "model/conv1", "b1": "model/Variable", …}.

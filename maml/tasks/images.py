@@ -20,7 +20,7 @@ from maml.tasks.class_folders import read_classes, split_folders
 from maml.tasks.image_files import MODES, ImageFile, decode, fit, opened, opener
 from maml.tasks.omniglot_images import RESIZES, drawing, omniglot_source
 from maml.tasks.prepare.writing import prepared_as
-from maml.tasks.split import ImageSplit, Source, content_of, key_of
+from maml.tasks.split import ImageSplit, Source, check_fits, content_of, key_of
 
 DEFAULT_DIRS = {"omniglot": "data/omniglot", "miniimagenet": "data/miniImagenet"}
 SPLITS = ("train", "val", "test")
@@ -95,13 +95,19 @@ def sized(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     asked = {name: given[name] for name in there if given.get(name, UNSET) not in (UNSET, there[name])}
     notes = []
     if added:
-        notes.append(
-            f"The images in {given['data_dir']} have {found[0]}x{found[0]} pixels and {found[1]} channels: so "
-            "are they learned"
-        )
+        size, kind = found[0], {1: "grey", 3: "colour"}[found[1]]
+        notes.append(f"The images in {given['data_dir']} are learned as they are: {size}x{size}, {kind}")
     for name, value in asked.items():
         notes.append(f"--{name}={value}: the images in {given['data_dir']} have {there[name]}, and are converted")
     return added | given, notes
+
+
+def channel_statistics(split: ImageSplit, channels: int) -> str:
+    """Mean and standard deviation of each channel of a split's images, 0 to 1, as `--normalize` takes them."""
+    rows = split.images[:: max(1, len(split.images) // 2000)]  # 2000 images tell them to a percent
+    pixels = rows.reshape(-1, channels) / 255.0
+    mean, deviation = pixels.mean(0), np.maximum(pixels.std(0), 1e-3)
+    return "/".join(",".join(f"{value:.4f}" for value in values) for values in (mean, deviation))
 
 
 def read_images(
@@ -137,6 +143,7 @@ def _kept(places: list[str], source: Source) -> ImageSplit:
             images, facts = found
             counts, names = np.array(facts["counts"], np.int64), tuple(facts["names"])
             return ImageSplit(images, counts, names, facts.get("content") or content_of(images, counts, names))
+    check_fits(source)
     built = source.build()
     built = built._replace(content=content_of(built.images, built.counts, built.names))
     facts = {"counts": built.counts.tolist(), "names": list(built.names), "content": built.content}
@@ -164,7 +171,9 @@ def _class_folders(datasource: str, data_dir: str, split: str, size: int, channe
     for note in classes.notes(folder):
         print(f"note: {note}", file=sys.stderr)
     key = key_of((path for paths in classes.paths.values() for path in paths), folder)
-    return Source(key, functools.partial(_build_classes, classes.paths, f"{datasource} {split}", size, channels))
+    images = sum(map(len, classes.paths.values()))
+    build = functools.partial(_build_classes, classes.paths, f"{datasource} {split}", size, channels)
+    return Source(key, build, images * size * size * channels, folder)
 
 
 def _build_classes(classes: dict[str, list[str]], label: str, size: int, channels: int) -> ImageSplit:

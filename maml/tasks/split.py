@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml.errors import UserError
+from maml.machine import physical_memory
 from maml.tasks.image_files import listed
 
 
@@ -33,10 +34,24 @@ class Source(NamedTuple):
 
     key: changes when the files do; cheap to compute.
     build: reads and prepares the images.
+    size: bytes of the prepared images; 0 if that is little.
+    name: for messages.
     """
 
     key: str
     build: Callable[[], ImageSplit]
+    size: int = 0
+    name: str = ""
+
+
+def check_fits(source: Source) -> None:
+    """Raises UserError if the images of a split cannot be in memory twice, as an array and as a tensor."""
+    there = physical_memory()
+    if there is not None and 2 * source.size > there:
+        raise UserError(
+            f"{source.name}: its images take {source.size / 2**30:,.1f} GiB, twice while they are prepared, and this "
+            f"machine has {there / 2**30:,.1f}: lower --image_size or --channels, or train on fewer images"
+        )
 
 
 def too_small(split: ImageSplit, name: str, num_classes: int, shots: int, queries: int) -> list[str]:

@@ -1,10 +1,10 @@
 """What a setting needs at least, so that one that cannot fit is refused before anything is allocated."""
 
 import math
-import os
 
 from maml.config import Config
 from maml.errors import UserError
+from maml.machine import physical_memory
 
 HIDDEN = (256, 128, 64, 64)
 
@@ -19,14 +19,6 @@ def check_memory(config: Config) -> None:
             f"{given}: needs at least {needed / 2**30:,.0f} GiB of memory, and this machine has {there / 2**30:,.0f}; "
             "lower one of them"
         )
-
-
-def physical_memory() -> int | None:
-    """Bytes of the machine's memory; None where the system does not say (Windows)."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def least_memory(config: Config) -> int:

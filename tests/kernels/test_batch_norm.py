@@ -9,7 +9,7 @@ import tensorflow as tf
 from maml.kernels import batch_norm
 from tests.kernels.through import assert_same_to_second_order
 
-fast = functools.partial(batch_norm.batch_norm_relu_pool, epsilon=0.001)
+fast = functools.partial(batch_norm._closed_form, epsilon=0.001)
 plain = functools.partial(batch_norm.plain, epsilon=0.001)
 
 
@@ -22,6 +22,17 @@ def images_and_shift(height, width):
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 4), (7, 5)])
 def test_both_forms_agree_through_an_inner_step(height, width, jit):
     assert_same_to_second_order(fast, plain, *images_and_shift(height, width), jit=jit)
+
+
+def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only():
+    x, shift = images_and_shift(4, 4)
+
+    def fused(signature):
+        graph = tf.function(lambda x: batch_norm.batch_norm_relu_pool(x, shift, 0.001), autograph=False)
+        names = [op.type for op in graph.get_concrete_function(signature).graph.get_operations()]
+        return any("PartitionedCall" in name for name in names)
+
+    assert fused(tf.TensorSpec(x.shape, x.dtype)) and not fused(tf.TensorSpec([None, *x.shape[1:]], x.dtype))
 
 
 def pooled_by_tensorflow(x, shift):
@@ -81,5 +92,5 @@ def test_moments_in_one_pass_are_as_exact_as_float32(offset):
 def test_the_first_examples_statistics():
     """With `reference`, an example's result does not depend on those behind."""
     x, shift = images_and_shift(4, 4)
-    np.testing.assert_allclose(fast(x, shift, reference=2)[:2], fast(x[:2], shift), rtol=1e-12)
-    np.testing.assert_allclose(fast(x, shift, reference=2)[2:], fast(tf.concat([x, x], 0), shift, reference=2)[2:3])
+    np.testing.assert_allclose(plain(x, shift, reference=2)[:2], plain(x[:2], shift), rtol=1e-12)
+    np.testing.assert_allclose(plain(x, shift, reference=2)[2:], plain(tf.concat([x, x], 0), shift, reference=2)[2:3])

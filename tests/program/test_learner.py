@@ -133,6 +133,18 @@ def test_forms_of_images_and_labels():
     assert learner.adapt(support, [("a", 1), None, "c"]).classes == (("a", 1), None, "c")
 
 
+def test_other_numbers_of_images_compile_nothing_anew(caplog):
+    """Else TensorFlow warns of retracing, and every call takes a second."""
+    config = Config.from_flags({"datasource": "miniimagenet", "num_classes": 2, "num_filters": 2, "train": False})
+    learner = Learner(config, MAML(config), MAML(config).init_state().weights, Path("x"))
+    images, rng = config.image_shape, np.random.default_rng(0)
+    for number in range(2, 14):
+        support = rng.random((number, images[0], images[0], images[1]), np.float32)
+        adapted = learner.adapt(support, [index % 2 for index in range(number)], num_updates=1)
+        adapted.predict(support[: number // 2 + 1])
+    assert "retracing" not in caplog.text
+
+
 def test_steps():
     """None is as many as a test makes; zero leaves what was meta-learned."""
     learner, support, query = learner_of(), images(WAYS), images(4, seed=1)

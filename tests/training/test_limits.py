@@ -17,6 +17,7 @@ INTEGERS = [field.name for field in dataclasses.fields(Config) if field.type is 
 NUMBERS = [field.name for field in dataclasses.fields(Config) if field.type is float]
 SINUSOID_HAS_NONE = ("num_filters", "image_size", "channels")
 MOST = dict.fromkeys(("num_updates", "test_num_updates", "unrolling_steps"), 1000)
+MOST["crop"] = 512
 MOST |= dict.fromkeys(("inner_iters", "inner_batch", "eval_inner_iters", "eval_inner_batch"), 10_000)
 
 
@@ -104,7 +105,10 @@ def test_more_than_the_data_holds(here, capsys):
     base = ("--datasource=folder", "--data_dir=photos", "--image_size=20", "--channels=1", "--val_tasks=0")
     for flags, line in (
         (("--num_classes=5",), "folder train has 4 classes, and --num_classes=5 needs 5: lower --num_classes"),
-        (("--num_classes=4", "--update_batch_size=4"), "6 images in class train_00, and 4-shot with 4 queries needs 8"),
+        (
+            ("--num_classes=4", "--update_batch_size=4"),
+            "the 8 images that 4-shot with 4 queries needs, and a task takes 4: --query_size=2",
+        ),
         (("--num_classes=4", "--update_batch_size=1000"), "1000-shot with 1000 queries needs 2000: lower"),
     ):
         assert run_here(*base, *flags) == 1
