@@ -53,15 +53,18 @@ class MAML(GradientBased):
         return losses.mse(outputs, labels)
 
     def inner_step(
-        self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, shots: Any = None
+        self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, step: int | tf.Tensor = 0, shots: Any = None
     ) -> tuple[Weights, tf.Tensor, tf.Tensor]:
         """One step of gradient descent on the support set [N·K, …]: θ' = θ − α ∇_θ L(θ).
+
+        Args:
+            step: how many came before, where each has a learned α of its own.
 
         Returns:
             θ', and the outputs and the loss of the support set under θ.
         """
-        theta = {name: weights[name] for name in weights if name in self.model.adapted}
-        alpha = self.config.update_lr
+        theta = {name: weights[name] for name in weights if name in self.adapted}
+        alpha = self.rates(weights, step)
         with tf.GradientTape() as tape:
             tape.watch(theta)
             outputs = self.model.apply(weights, inputa)
@@ -69,7 +72,7 @@ class MAML(GradientBased):
         gradients = tape.gradient(loss, theta, unconnected_gradients="zero")
         if self.config.stop_grad:  # first-order MAML
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
-        adapted = {name: weight - alpha * gradients[name] for name, weight in theta.items()}
+        adapted = {name: weight - alpha[name] * gradients[name] for name, weight in theta.items()}
         return weights | adapted, outputs, loss
 
     def task_metalearn(self, weights: Weights, task: Episodes, num_updates: int, every_step: bool = False) -> Outcome:
@@ -82,7 +85,7 @@ class MAML(GradientBased):
         inner_step = recomputed(self.inner_step) if self.config.recompute else self.inner_step
         fast, outputbs, lossesb = weights, [], []
         for step in range(1, num_updates + 1):
-            fast, outputs, loss = inner_step(fast, inputa, labela)
+            fast, outputs, loss = inner_step(fast, inputa, labela, step - 1)
             if step == 1:
                 outputa, lossa = outputs, loss
             if every_step or step == num_updates:
@@ -97,8 +100,8 @@ class MAML(GradientBased):
         size, balanced or not, is N times its mean, as it is for the shots of the training.
         """
         shots = tf.cast(tf.shape(inputa)[0], inputa.dtype) / labela.shape[-1]
-        for _ in range(num_updates):
-            weights, _, _ = self.inner_step(weights, inputa, labela, shots)
+        for step in range(num_updates):
+            weights, _, _ = self.inner_step(weights, inputa, labela, step, shots)
         return weights
 
     def meta_loss(self, weights: Weights, task: Episodes) -> tf.Tensor:

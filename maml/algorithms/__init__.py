@@ -47,11 +47,16 @@ _POOLED_64 = {"max_pool": True, "num_filters": 64}
 _METRIC_FLAGS = {"meta_lr", "train_num_classes", "distance", "attention_scale", "halving_interval"}
 _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", "eval_inner_iters", "eval_inner_batch"}
 
+_GRADIENT_FLAGS = {"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"}
+_GRADIENT_FLAGS |= {"baseline", "pretrain_iterations", "check_gradients", "recompute", "adapt", "learn_rates"}
+
 ENTRIES = {
-    "maml": Entry(
+    "maml": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), regresses=True),
+    "anil": Entry("maml.algorithms.anil:ANIL", frozenset(_GRADIENT_FLAGS), {"adapt": "head"}, regresses=True),
+    "metasgd": Entry(
         "maml.maml:MAML",
-        frozenset({"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"})
-        | {"baseline", "pretrain_iterations", "check_gradients", "recompute"},
+        frozenset(_GRADIENT_FLAGS),
+        {"learn_rates": "weight", "num_updates": 1},
         regresses=True,
     ),
     "reptile": Entry(

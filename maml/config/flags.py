@@ -68,7 +68,8 @@ class Flags:
     # Dataset and method.
     algorithm: str = _flag(
         "maml",
-        "maml, or another: reptile, protonet (prototypical networks), matching (matching networks)",
+        "maml, or another: anil (only the head is adapted), metasgd (an inner rate is learned for every weight), "
+        "reptile, protonet (prototypical networks), matching (matching networks)",
         choices=algorithms.NAMES,
         kind="network",
     )
@@ -105,6 +106,19 @@ class Flags:
     conv: bool = _flag(True, "convolutional network for images; False: fully connected", kind="network")
     max_pool: bool = _flag(False, "max pooling instead of strided convolutions", kind="network")
     stop_grad: bool = _flag(False, "first-order MAML: no second derivatives")
+
+    adapt: str = _flag(
+        "all",
+        "what the inner loop adapts: all, the head (the last layer) or the body; a test may have another value",
+        choices=("all", "head", "body"),
+    )
+    learn_rates: str = _flag(
+        "none",
+        "inner rates that are meta-learned: none, one for every weight (Meta-SGD) or one for every tensor and step "
+        "(as in MAML++, from update_lr on)",
+        choices=("none", "weight", "step"),
+        kind="network",
+    )
 
     # Logging, saving and testing.
     log: bool = _flag(True, "write TensorBoard summaries", kind="call")

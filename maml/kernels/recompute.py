@@ -15,10 +15,11 @@ def recomputed(step: Callable[..., Any]) -> Callable[..., Any]:
     gradient with them, and the step would adapt nothing.
 
     Args:
-        step: of the weights and other tensors, to which no gradient flows; returns a structure of tensors.
+        step: of the weights, of other tensors, to which no gradient flows, and of numbers; returns a structure of
+            tensors.
     """
 
-    def run(weights: Weights, *data: tf.Tensor) -> Any:
+    def run(weights: Weights, *data: Any) -> Any:
         # Computed outside of the custom gradient, because eagerly that pauses tapes, too.
         result = step(tf.nest.map_structure(tf.stop_gradient, weights), *data)
         values = [tf.stop_gradient(value) for value in tf.nest.flatten(result)]

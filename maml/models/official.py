@@ -131,6 +131,11 @@ class Network(Model):
         forward = forward_conv if self.kind == "conv" else forward_fc
         return forward(self.normalized(inputs), weights, self, reference)
 
+    def features(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """What the last layer sees: [examples, dim_input] → [examples, features]."""
+        features = features_conv if self.kind == "conv" else features_fc
+        return features(self.normalized(inputs), weights, self, reference)
+
     def embed(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
         """The last block's feature maps, flattened: [examples, dim_input] → [examples, dim_embedding]."""
         return tf.reshape(forward_blocks(self.normalized(inputs), weights, self, reference), [-1, self.dim_embedding])
@@ -222,17 +227,32 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
 
 def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Hidden layers (affine, normalise, ReLU), then an affine output layer: [examples, dim_input] → [examples, N]."""
-    for i in range(1, network.layers):
-        hidden = add_bias(product(inp, weights[f"w{i}"]), weights[f"b{i}"], network.norm)
-        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
-    return product(inp, weights[f"w{network.layers}"]) + weights[f"b{network.layers}"]
+    return forward_head(features_fc(inp, weights, network, reference), weights, network)
 
 
 def forward_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
     """Four blocks, then the head on the flattened feature maps or on their mean over space."""
+    return forward_head(features_conv(inp, weights, network, reference), weights, network)
+
+
+def features_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
+    """The hidden layers of a fully connected network: [examples, dim_input] → [examples, units]."""
+    for i in range(1, network.layers):
+        hidden = add_bias(product(inp, weights[f"w{i}"]), weights[f"b{i}"], network.norm)
+        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
+    return inp
+
+
+def features_conv(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
+    """The blocks' feature maps, flattened or averaged over space: [examples, dim_input] → [examples, features]."""
     hidden = forward_blocks(inp, weights, network, reference)
-    hidden = tf.reshape(hidden, [-1, network.dim_embedding]) if network.flat_head else tf.reduce_mean(hidden, [1, 2])
-    return hidden @ weights["w5"] + weights["b5"]
+    return tf.reshape(hidden, [-1, network.dim_embedding]) if network.flat_head else tf.reduce_mean(hidden, [1, 2])
+
+
+def forward_head(features: tf.Tensor, weights: Weights, network: Network) -> tf.Tensor:
+    """The last layer, which is affine: [examples, features] → [examples, dim_output]."""
+    matrix, bias = weights[f"w{network.layers}"], weights[f"b{network.layers}"]
+    return (features @ matrix if network.kind == "conv" else product(features, matrix)) + bias
 
 
 def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:

@@ -22,7 +22,7 @@ RUN_FILE = "run.json"
 REPLACED = ".replaced-"
 
 # A test may have other values of these than the run it tests.
-OVERRIDDEN = ("update_batch_size", "update_lr", "query_size", "seed")
+OVERRIDDEN = ("update_batch_size", "update_lr", "query_size", "seed", "adapt")
 
 
 def run_folder(config: Config) -> Path:

@@ -1,0 +1,171 @@
+"""ANIL, Meta-SGD and learned rates: by hand on a quadratic, against central differences, and each other's limits."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import maml
+from maml.algorithms import build
+from maml.algorithms.anil import ANIL
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.errors import UserError
+from maml.maml import MAML
+from maml.training.checkpoints import list_checkpoints
+from maml.training.gradient_check import check_gradients
+from maml.training.updates import update
+from tests.command_line import run_here
+from tests.core.test_closed_form import SCALAR, assert_exact, linear_model
+from tests.tiny import NETWORKS, tiny_episodes, tiny_model, tiny_weights
+
+THETA = 0.7
+
+
+def by_hand(rates: list[float], first_order: bool) -> tuple[list[float], list[list[float]]]:
+    """∂L/∂θ and ∂L/∂α of each step, of each task, for L = (θ x − y)² and θ ← θ − α · 2 x (θ x − y)."""
+    by_theta, by_rates = [], []
+    for task in SCALAR.tasks():
+        xa, ya, xb, yb = (float(tensor) for tensor in task)
+        theta, slopes = THETA, []
+        for rate in rates:
+            slopes.append(2 * xa * (theta * xa - ya))
+            theta -= rate * slopes[-1]
+        query = 2 * xb * (theta * xb - yb)
+        factors = [1.0 if first_order else 1 - 2 * rate * xa**2 for rate in rates]
+        by_theta.append(query * np.prod(factors))
+        by_rates.append([-query * slope * np.prod(factors[i + 1 :]) for i, slope in enumerate(slopes)])
+    return by_theta, by_rates
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize(("kind", "rates"), [("weight", [0.3]), ("step", [0.3, 0.1]), ("step", [0.2, -0.1, 0.4])])
+def test_the_gradient_by_theta_and_by_alpha_is_the_one_by_hand(kind, rates, first_order):
+    """First order drops the second derivatives, and still learns α."""
+    model = linear_model(learn_rates=kind, num_updates=len(rates), stop_grad=first_order)
+    alpha = tf.constant([rates] if kind == "weight" else rates, tf.float64)
+    weights = {"w": tf.constant([[THETA]], tf.float64), "alpha/w": alpha}
+    _, gradient = model.gradient(weights, SCALAR, 0)
+    by_theta, by_rates = by_hand(rates, first_order)
+    assert_exact(gradient["w"], [[np.mean(by_theta)]])
+    assert_exact(np.ravel(gradient["alpha/w"]), np.mean(by_rates, 0))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"learn_rates": "weight"},
+        {"learn_rates": "step"},
+        {"adapt": "body"},
+        {"algorithm": "anil", "adapt": "head"},
+        {"algorithm": "anil", "adapt": "head", "learn_rates": "step"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("network", ["sinusoid", "fc", "strided, mean head", "pooled, flat head"])
+def test_central_differences(network, flags):
+    plain = tiny_model(network, "batch_norm" if network != "sinusoid" else "None", num_updates=2)
+    config = plain.config.replace(**flags)
+    model = (ANIL if config.algorithm == "anil" else MAML)(config, plain.model)
+    weights = tiny_weights(plain, 3)
+    weights |= {name: 0.5 * rate for name, rate in model.init_rates(weights).items()}
+    report = check_gradients(model, weights, tiny_episodes(plain, 2, 5), directions=3)
+    assert report.exact, report.lines()
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "layer_norm", "None"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_body_computed_once_is_a_body_computed_in_every_step(network, norm):
+    """And the body learns through the inner gradient, too: its gradient is not that of a constant body."""
+    plain = tiny_model(network, norm, num_updates=3, adapt="head")
+    weights, episodes = tiny_weights(plain, 1), tiny_episodes(plain, 2, 2)
+    once, slow = ANIL(plain.config, plain.model), MAML(plain.config, plain.model)
+    (loss, fast), (expected_loss, expected) = (model.gradient(weights, episodes, 0) for model in (once, slow))
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(fast[name], gradient, rtol=1e-8, atol=1e-12)
+    stopped = MAML(plain.config.replace(stop_grad=True), plain.model).gradient(weights, episodes, 0)[1]
+    body = weights.keys() - plain.model.head
+    assert max(np.abs(stopped[name] - expected[name]).max() for name in body) > 1e-6
+    measured, by_every_step = (model.evaluate(weights, episodes, 4) for model in (once, slow))
+    for name, values in by_every_step.items():
+        np.testing.assert_allclose(measured[name], values, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bn_mode", ["transductive", "support"])
+def test_anil_adapts_and_predicts_as_it_is_tested(bn_mode):
+    plain = tiny_model("pooled, flat head", "batch_norm", num_updates=2, adapt="head", bn_mode=bn_mode, train=False)
+    model, weights = ANIL(plain.config, plain.model), tiny_weights(plain, 1)
+    task = tiny_episodes(plain, 1, 2).tasks()[0]
+    adapted = model.adapt(weights, task.inputa, task.labela, 2)
+    assert {name for name in weights if np.any(adapted[name] != weights[name])} == plain.model.head
+    outcome = model.task_metalearn(weights, task, 2)
+    np.testing.assert_allclose(model.predict(adapted, task.inputa, task.inputb), outcome.outputbs[-1], rtol=1e-9)
+
+
+def test_more_steps_than_learned_rates_take_the_last_one():
+    model = linear_model(learn_rates="step", num_updates=2)
+    weights = {"w": tf.constant([[THETA]], tf.float64), "alpha/w": tf.constant([0.3, 0.1], tf.float64)}
+    longer = weights | {"alpha/w": tf.constant([0.3, 0.1, 0.1, 0.1], tf.float64)}
+    task = SCALAR.tasks()[0]
+    expected = linear_model(learn_rates="step", num_updates=4).adapt(longer, task.inputa, task.labela, 4)
+    assert_exact(model.adapt(weights, task.inputa, task.labela, 4)["w"], expected["w"])
+
+
+@pytest.mark.parametrize("kind", ["weight", "step"])
+def test_learned_rates_begin_as_published_and_are_given_to_adam(kind):
+    config = Config.from_flags({"norm": "None", "learn_rates": kind, "update_lr": 0.05, "num_updates": 2})
+    model = MAML(config)
+    state = model.init_state()
+    rates = {name: value.numpy() for name, value in state.weights.items() if name.startswith("alpha/")}
+    assert {name.removeprefix("alpha/") for name in rates} == model.model.adapted
+    if kind == "weight":
+        every = np.concatenate([rate.ravel() for rate in rates.values()])
+        assert all(rates[f"alpha/{name}"].shape == state.weights[name].shape for name in model.adapted)
+        assert 0.005 <= every.min() < 0.007 and 0.098 < every.max() <= 0.1
+        assert abs(every.mean() - 0.0525) < 0.002 and len(np.unique(every)) > 0.9 * len(every)
+    else:
+        assert all(rate.tolist() == pytest.approx([0.05, 0.05]) for rate in rates.values())
+    data = DataGenerator(config)
+    after, _ = update(model, state, data.episodes("train", 0, 4), 0)
+    assert all(np.any(after.weights[name] != rate) for name, rate in rates.items())
+
+
+@pytest.mark.parametrize("algorithm", ["anil", "metasgd"])
+def test_a_run_resumes_to_the_bit_and_is_loaded(tmp_path, monkeypatch, algorithm):
+    monkeypatch.chdir(tmp_path)
+    flags = (f"--algorithm={algorithm}", "--norm=None", "--meta_batch_size=4", "--val_tasks=0", "--save_interval=5")
+    assert run_here(*flags, "--metatrain_iterations=10", "--logdir=whole") == 0
+    for iterations in (5, 10):
+        assert run_here(*flags, f"--metatrain_iterations={iterations}", "--logdir=parts") == 0
+    saved = []
+    for logdir in ("whole", "parts"):
+        [folder] = [path for path in (tmp_path / logdir).iterdir() if path.is_dir()]
+        assert folder.name.startswith(f"{algorithm}.cls_5")
+        reader = tf.train.load_checkpoint(str(list_checkpoints(folder)[-1].prefix))
+        saved.append({name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+    assert any("alpha/" in name for name in saved[0]) == (algorithm == "metasgd")
+    for name, values in saved[0].items():
+        np.testing.assert_array_equal(values, saved[1][name], name)
+    learner = maml.load("whole")
+    x = np.linspace(-3, 3, 5)[:, None]
+    assert np.isfinite(learner.adapt(x, np.sin(x), num_updates=3).predict(x)).all()
+
+
+def test_what_is_adapted_may_be_chosen_in_a_test(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_here("--norm=None", "--metatrain_iterations=5", "--meta_batch_size=4", "--val_tasks=0") == 0
+    for part in ("head", "body", "all"):
+        assert run_here("--train=False", "--test_set", "--test_tasks=5", f"--adapt={part}") == 0
+    found = {path.stem: json.loads(path.read_text())["mean"] for path in tmp_path.glob("logs/*/*/test_*.json")}
+    assert len(found) == 3 and len({tuple(mean) for mean in found.values()}) == 3
+    assert len({mean[0] for mean in found.values()}) == 1, "before adaptation all are one"
+
+
+def test_published_defaults():
+    assert isinstance(build(Config.from_flags({"algorithm": "anil"})), ANIL)
+    config = Config.from_flags({"algorithm": "metasgd", "datasource": "omniglot"})
+    assert (config.learn_rates, config.num_updates) == ("weight", 1)
+    with pytest.raises(UserError, match="adapt"):
+        Config.from_flags({"algorithm": "protonet", "adapt": "head"})
