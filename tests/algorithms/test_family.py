@@ -27,7 +27,7 @@ def by_hand(rates: list[float], first_order: bool) -> tuple[list[float], list[li
     """∂L/∂θ and ∂L/∂α of each step, of each task, for L = (θ x − y)² and θ ← θ − α · 2 x (θ x − y)."""
     by_theta, by_rates = [], []
     for task in SCALAR.tasks():
-        xa, ya, xb, yb = (float(tensor) for tensor in task)
+        xa, ya, xb, yb = (tensor.numpy().item() for tensor in task)
         theta, slopes = THETA, []
         for rate in rates:
             slopes.append(2 * xa * (theta * xa - ya))
