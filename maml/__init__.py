@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from maml.learner import Learner, load
     from maml.maml import MAML
     from maml.models.protocol import Model
+    from maml.own import OwnLearner, train
+    from maml.tasks.own import folder_tasks
 
 __all__ = [
     "MAML",
@@ -29,10 +31,13 @@ __all__ = [
     "Learner",
     "MatchingNetworks",
     "Model",
+    "OwnLearner",
     "PrototypicalNetworks",
     "Reptile",
     "UserError",
+    "folder_tasks",
     "load",
+    "train",
 ]
 
 WHERE = {
@@ -46,7 +51,10 @@ WHERE = {
     "Model": "maml.models.protocol",
     "PrototypicalNetworks": "maml.algorithms.protonet",
     "Reptile": "maml.algorithms.reptile",
+    "OwnLearner": "maml.own",
+    "folder_tasks": "maml.tasks.own",
     "load": "maml.learner",
+    "train": "maml.own",
 }
 
 

@@ -7,7 +7,7 @@ a training can be repeated, and resumed at any iteration, without any generator 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +46,15 @@ class Episodes(NamedTuple):
         """The tasks one by one, without the leading axis."""
         count = tf.nest.flatten(self)[0].shape[0]
         return [tf.nest.map_structure(lambda tensor: tensor[i], self) for i in range(count)]  # noqa: B023
+
+
+class TaskSource(Protocol):
+    """What training and testing draw their tasks from."""
+
+    fingerprint: dict[str, str]
+
+    def episodes(self, split: str, index: Any, meta_batch_size: int) -> Episodes:
+        """The `index`-th batch of tasks of a split."""
 
 
 class DataGenerator:

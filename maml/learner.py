@@ -30,17 +30,22 @@ from maml.training.runs import find_run
 PART = 256  # query images at a time, where they do not depend on each other
 
 
-def load(logdir: str | os.PathLike = "logs", **flags: Any) -> "Learner":
-    """The learner of a run.
+def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) -> Any:
+    """The learner of a run: a `Learner`, or of a model of one's own an `OwnLearner`.
 
     Args:
         logdir: a run's folder, or a folder of runs: the one last trained that agrees with `flags`.
+        model: of a run of `maml.train`: the model as it was trained, with `loss` and `adapt` if they were functions.
         flags: flags of `main.py`, which choose the run and its checkpoint and override its setting, as
             in a test: `test_iter=3000`, `test_checkpoint="best"`, `bn_mode="support"`, `update_lr=0.1`.
 
     Raises:
         UserError: there is no such run, checkpoint or flag.
     """
+    if model is not None:
+        from maml.own import load_own
+
+        return load_own(logdir, model, **flags)
     unknown = set(flags) - {field.name for field in dataclasses.fields(Config)}
     if unknown:
         raise UserError(f"load: no flag {', '.join(sorted(unknown))}; `python main.py --help` lists them")
@@ -50,7 +55,16 @@ def load(logdir: str | os.PathLike = "logs", **flags: Any) -> "Learner":
 def open_learner(given: dict[str, Any]) -> "Learner":
     """The learner that these flags mean; see `load`."""
     folder, config = find_run(given)
+    refuse_own(config, folder)
     return learner_of(config, folder)
+
+
+def refuse_own(config: Config, folder: Path) -> None:
+    """Raises UserError for a run of one's own model, which only Python can build."""
+    if config.datasource == "own":
+        raise UserError(
+            f'{folder} holds a run of your own model; in Python: maml.load("{folder}", model=...).test(tasks)'
+        )
 
 
 def learner_of(config: Config, folder: Path) -> "Learner":

@@ -46,6 +46,10 @@ class MAML(GradientBased):
         self.config = config
         self.model = model or Network.from_config(config)
 
+    def of(self, config: Config) -> "MAML":
+        """The same learner with another setting."""
+        return type(self)(config, self.model)
+
     def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor, shots: Any = None) -> tf.Tensor:
         """Loss of one task, [], on the official scale; `shots` is K where it is not the config's."""
         if self.config.classification:

@@ -315,6 +315,10 @@ def main(argv: list[str]) -> int:
         given = given_flags()
         if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
             folder, config = find_run(given)
+            if config.datasource == "own":
+                from maml.learner import refuse_own
+
+                refuse_own(config, folder)
             notes: list[str] = []
         else:
             from maml.tasks.images import sized

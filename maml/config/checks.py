@@ -49,6 +49,10 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
 def _check_task(config: "Config") -> None:
     if not (config.classification or algorithms.ENTRIES[config.algorithm].regresses):
         raise UserError(f"--algorithm={config.algorithm} is for images; choose a --datasource other than sinusoid")
+    if (config.loss == "official") == (config.datasource == "own"):
+        raise UserError("--datasource=own and --loss are for maml.train in Python, with a model and tasks of your own")
+    if config.datasource == "own":
+        return
     if config.datasource == "sinusoid":
         if config.max_pool or config.num_filters != Flags.num_filters:
             raise UserError("--max_pool and --num_filters are for images; the sinusoid network has none")
@@ -73,7 +77,7 @@ def _check_network(config: "Config") -> None:
     if config.channels not in (UNSET, 1, 3):
         raise UserError(f"--channels={config.channels}: must be 1 (grey) or 3 (colour)")
     smallest = SMALLEST_POOLED if config.convolutional and config.max_pool else 1
-    if config.classification and not smallest <= config.image_shape[0] <= 1024:
+    if config.classification and config.datasource != "own" and not smallest <= config.image_shape[0] <= 1024:
         raise UserError(f"--image_size={config.image_size}: must be between {smallest} and 1024 for this network")
 
 

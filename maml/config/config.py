@@ -54,17 +54,17 @@ class Config(Flags):
     @property
     def classification(self) -> bool:
         """Whether the task is to classify images (cross-entropy) rather than to regress."""
-        return self.datasource != "sinusoid"
+        return self.loss == "xent" if self.datasource == "own" else self.datasource != "sinusoid"
 
     @property
     def convolutional(self) -> bool:
         """Whether the network is convolutional."""
-        return self.classification and self.conv
+        return self.classification and self.conv and self.datasource != "own"
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height (and width) in pixels, and channels, of the images; (0, 0) without images."""
-        size, channels = {"sinusoid": (0, 0), "omniglot": (28, 1)}.get(self.datasource, (84, 3))
+        size, channels = {"sinusoid": (0, 0), "own": (0, 0), "omniglot": (28, 1)}.get(self.datasource, (84, 3))
         return (
             size if self.image_size == UNSET else self.image_size,
             channels if self.channels == UNSET else self.channels,
@@ -148,7 +148,7 @@ class Config(Flags):
             return self.eval_inner_iters
         if self.test_num_updates != UNSET:
             return max(self.num_updates, self.test_num_updates) if self.train else self.test_num_updates
-        official = {"sinusoid": 5, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10
+        official = {"sinusoid": 5, "own": 1, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10
         return max(self.num_updates, official)
 
     @property
@@ -162,7 +162,7 @@ class Config(Flags):
     @property
     def print_interval(self) -> int:
         """Iterations between two printed lines."""
-        return 100 if self.classification else 1000
+        return 100 if self.classification or self.datasource == "own" else 1000
 
     @property
     def validation_interval(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from maml import algorithms
 
-DATASOURCES = ("sinusoid", "omniglot", "miniimagenet", "folder")
+DATASOURCES = ("sinusoid", "omniglot", "miniimagenet", "folder", "own")
 NORMS = ("batch_norm", "layer_norm", "None")
 BASELINES = ("None", "oracle")
 UNSET = -1
@@ -74,9 +74,18 @@ class Flags:
         kind="network",
     )
     datasource: str = _flag(
-        "sinusoid", "sinusoid, omniglot, miniimagenet, or folder (your own images)", choices=DATASOURCES, kind="network"
+        "sinusoid",
+        "sinusoid, omniglot, miniimagenet, or folder (your own images); own is for maml.train in Python",
+        choices=DATASOURCES,
+        kind="network",
     )
     num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1, kind="network")
+    loss: str = _flag(
+        "official",
+        "of the data source; runs of maml.train in Python have mse, xent or their own",
+        choices=("official", "mse", "xent", "own"),
+        kind="network",
+    )
     baseline: str = _flag(
         "None",
         "oracle (sinusoid only: amplitude and phase are given to the network) or None",

@@ -28,8 +28,9 @@ def exp_string(config: "Config") -> str:
     return "".join(
         [
             "" if config.algorithm == Flags.algorithm else f"{config.algorithm}.",
-            f"cls_{config.num_classes}.mbs_{config.meta_batch_size}",
-            f".ubs_{config.update_batch_size if shots == UNSET else shots}",
+            "own" if config.datasource == "own" else f"cls_{config.num_classes}",
+            f".mbs_{config.meta_batch_size}",
+            "" if config.datasource == "own" else f".ubs_{config.update_batch_size if shots == UNSET else shots}",
             f".numstep{config.num_updates}" if config.uses("num_updates") else "",
             f".updatelr{config.update_lr if rate == UNSET else rate}" if config.uses("update_lr") else "",
             *(f".{label}{'' if value is True else value}" for label, value in labels if label),

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
-from maml.data_generator import DataGenerator, Episodes
+from maml.data_generator import Episodes, TaskSource
 from maml.errors import UserError
 from maml.files import read_json, replacing, write_json
 from maml.models.protocol import Weights
@@ -26,7 +26,7 @@ class Evaluator:
     and changes none.
     """
 
-    def __init__(self, model: Algorithm, data: DataGenerator):
+    def __init__(self, model: Algorithm, data: TaskSource):
         """Prepares the compiled measurement."""
         self._model, self._data, self._block = model, data, model.config.evaluation_block
 

@@ -138,7 +138,7 @@ def _meta_gradient(model: MAML, stop_grad: bool, weights: Weights, episodes: Epi
     """The model's meta-gradient, with second derivatives or without."""
     variant = model
     if model.config.stop_grad != stop_grad:
-        variant = type(model)(model.config.replace(stop_grad=stop_grad), model.model)
+        variant = model.of(model.config.replace(stop_grad=stop_grad))
     _, gradient = tf.function(variant.gradient, autograph=False)(weights, episodes, 0)
     return {name: slope.numpy() for name, slope in gradient.items()}
 

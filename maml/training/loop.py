@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from maml.algorithms.protocol import Algorithm
 from maml.config import Config, names_of
-from maml.data_generator import DataGenerator
+from maml.data_generator import TaskSource
 from maml.errors import UserError
 from maml.models.protocol import Weights
 from maml.training import checkpoints
@@ -75,7 +75,7 @@ class Compiled(NamedTuple):
     gradient: Callable[[Weights, tf.Tensor], Weights]
 
     @classmethod
-    def of(cls, config: Config, model: Algorithm, data: DataGenerator) -> "Compiled":
+    def of(cls, config: Config, model: Algorithm, data: TaskSource) -> "Compiled":
         """Compiles nothing yet: that happens at the first call."""
         update = make_update(model, data, config.summary_interval)
         return cls(update, Evaluator(model, data), make_gradient(model, data))
@@ -84,7 +84,7 @@ class Compiled(NamedTuple):
 def train(
     config: Config,
     model: Algorithm,
-    data: DataGenerator,
+    data: TaskSource,
     folder: Path,
     compiled: Compiled | None = None,
     on_save: Callable[[int], None] = lambda iteration: None,
@@ -117,7 +117,7 @@ class _Training:
         self,
         config: Config,
         model: Algorithm,
-        data: DataGenerator,
+        data: TaskSource,
         folder: Path,
         compiled: Compiled,
         on_save: Callable[[int], None],
@@ -258,7 +258,7 @@ class _Training:
             progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
         )
         self.write_measures("val", measures, self.iteration)
-        if config.log and config.classification and self.tenth_of_run():
+        if config.log and config.image_shape[0] and self.tenth_of_run():
             self.draw_episode()
         values = self.reported(measures)
         self.say(f"Validation results: {', '.join(map(str, values))}")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
-from maml.data_generator import DataGenerator, Episodes
+from maml.data_generator import Episodes, TaskSource
 from maml.models.protocol import Weights
 from maml.training.diagnosis import all_finite
 
@@ -35,7 +35,7 @@ def update(model: Algorithm, state: Any, episodes: Episodes, iteration: tf.Tenso
 
 
 def make_update(
-    model: Algorithm, data: DataGenerator, summary_interval: int = 0
+    model: Algorithm, data: TaskSource, summary_interval: int = 0
 ) -> Callable[[Any, tf.Tensor, tf.Tensor], Updated]:
     """The compiled `run(state, first, count)`: `count` iterations from `first` on.
 
@@ -68,7 +68,7 @@ def make_update(
 class _Loop:
     """The two loops that `make_update` compiles."""
 
-    def __init__(self, model: Algorithm, data: DataGenerator, summary_interval: int):
+    def __init__(self, model: Algorithm, data: TaskSource, summary_interval: int):
         self.model, self.data, self.summary_interval = model, data, summary_interval
         self.config = model.config
 
@@ -127,7 +127,7 @@ class _Loop:
         return {name: tf.where(entry, values, measures[name]) for name, values in found.items()}
 
 
-def make_gradient(model: Algorithm, data: DataGenerator) -> Callable[[Weights, tf.Tensor], Weights]:
+def make_gradient(model: Algorithm, data: TaskSource) -> Callable[[Weights, tf.Tensor], Weights]:
     """The compiled `gradient(weights, iteration)` of an iteration's loss, before clipping and Adam."""
 
     @tf.function(jit_compile=model.compiled, autograph=False)

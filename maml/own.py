@@ -1,0 +1,418 @@
+"""Meta-learning of one's own model on one's own tasks: the training loop of the official settings, for anything.
+
+learner = maml.train(model, task, loss="mse", update_lr=0.1, num_updates=3, logdir="logs/machines")
+learner.adapt(x, y).predict(new_x)
+"""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from maml.algorithms import losses
+from maml.config import Config
+from maml.data_generator import Episodes
+from maml.errors import UserError
+from maml.files import make_folder, read_json, write_json
+from maml.maml import MAML
+from maml.models.function_model import FunctionModel
+from maml.models.keras_model import KerasModel
+from maml.models.protocol import Weights
+from maml.tasks.image_files import listed
+from maml.tasks.own import OwnTasks
+from maml.training import checkpoints
+from maml.training.evaluation import Evaluator, TestResult
+from maml.training.gradient_check import GradientReport, check_gradients
+from maml.training.loop import train as train_run
+from maml.training.runs import find_run, lock_run, open_run, record_run
+
+LOSSES = ("mse", "xent")
+OWN = {"datasource": "own", "norm": "None", "meta_batch_size": 4}
+ABOUT = "own.json"
+
+
+class OwnMAML(MAML):
+    """MAML of a model and a loss of one's own."""
+
+    model: KerasModel | FunctionModel
+
+    def __init__(self, config: Config, model: Any, loss: str | Callable[[Any, Any], tf.Tensor]):
+        """Builds the learner.
+
+        Args:
+            loss: "mse" or "xent", each a mean, or a function of (outputs, y) that returns [].
+        """
+        super().__init__(config, model)
+        named = {"mse": losses.mse, "xent": losses.mean_xent}
+        self.loss = named[loss] if isinstance(loss, str) else loss
+
+    def of(self, config: Config) -> "OwnMAML":
+        """The same learner with another setting."""
+        return OwnMAML(config, self.model, self.loss)
+
+    def loss_func(self, outputs: Any, labels: Any, shots: Any = None) -> tf.Tensor:
+        """Loss of one task, []."""
+        return self.loss(outputs, labels)
+
+    def adapt(self, weights: Weights, inputa: Any, labela: Any, num_updates: int) -> Weights:
+        """The fast weights after `num_updates` steps on one task's support set."""
+        with self.model.quiet():
+            for step in range(num_updates):
+                weights, _, _ = self.inner_step(weights, inputa, labela, step)
+        return weights
+
+    def predict(self, adapted: Weights, inputa: Any, inputb: Any) -> Any:
+        """Outputs of one task's query set under adapted weights."""
+        return self.model.apply(adapted, inputb)
+
+    def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
+        """As MAML's, without dropout."""
+        with self.model.quiet():
+            return super().evaluate(weights, episodes, num_updates)
+
+
+def model_of(model: Any, adapt: Any, dtype: str = "float32") -> KerasModel | FunctionModel:
+    """A Keras model, or (weights, forward), as a model of this package."""
+    if isinstance(model, tuple):
+        if len(model) != 2 or not callable(model[1]):
+            raise UserError("model: a tuple must be (weights, forward), a dict of arrays and a function of both")
+        return FunctionModel(*model, adapt=adapt, dtype=dtype)
+    if not hasattr(model, "stateless_call"):
+        raise UserError(f"model: {type(model).__name__}, needed a Keras 3 model or (weights, forward)")
+    return KerasModel(model, adapt, dtype)
+
+
+def train(
+    model: Any,
+    tasks: Any,
+    *,
+    val: Any = None,
+    loss: str | Callable[[Any, Any], tf.Tensor] = "mse",
+    adapt: str | Callable[[str], bool] = "all",
+    learn_rates: str | None = None,
+    logdir: str | os.PathLike = "logs/own",
+    **flags: Any,
+) -> "OwnLearner":
+    """Meta-trains a model of one's own by MAML, or goes on with the run in `logdir`.
+
+    Args:
+        model: a built Keras model (its weights are the first ones), or (weights, forward): arrays by name, and a
+            function of (weights, x).
+        tasks: a function of rng (numpy.random.Generator) that returns (support x, support y, query x, query y), a list
+            of such tasks, a tf.data.Dataset of them, or an object with `episodes(split, index, count)`. x and y may be
+            structures of arrays. All tasks have the same shapes.
+        val: the same, of validation; None: `tasks` if it is an object that knows splits, otherwise none.
+        loss: "mse", "xent" (labels or one-hot rows, and logits), both means, or a function of (outputs, y) that
+            returns one number.
+        adapt: what the inner loop adapts: "all", "head" or a function of a weight's name.
+        learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
+        logdir: of the runs; each setting has a folder in it.
+        flags: of `main.py`: update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
+
+    Returns:
+        What was learned.
+
+    Raises:
+        UserError: something does not fit; the message says what and what helps.
+    """
+    given = _given(flags, loss, learn_rates, logdir)
+    own, config = model_of(model, adapt), Config.from_flags(given)
+    sources = {"train": tasks, "val": val if val is not None else _splitting(tasks)}
+    data = OwnTasks(config, sources)
+    learner = OwnMAML(config, own, loss)
+    _check_model(learner, data, loss)
+    if "val" not in data.draws:
+        config = learner.config = data.config = config.replace(val_tasks=0)
+    named = loss if isinstance(loss, str) else getattr(loss, "__name__", "own")
+    print(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
+    print(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
+    with lock_run(config):
+        folder, notes = open_run(config)
+        for note in notes:
+            print(note)
+        _check_same_model(folder, own)
+        record_run(folder, config)
+        write_json(folder / ABOUT, _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)})
+        try:
+            trained = train_run(config, learner, data, folder)
+        except tf.errors.OpError as error:
+            raise data.error or error from None
+    print(f"Trained: {trained.progress.iteration} iterations ({folder})")
+    return OwnLearner(config, learner, trained.state.weights, folder)
+
+
+def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any = None, **flags: Any) -> "OwnLearner":
+    """The learner of a run of one's own model; see `maml.load`.
+
+    Args:
+        model: as it was trained; its weights are replaced by the learned ones.
+        loss: None: as the run's, where that is not a function.
+        adapt: None: as the run's, where that is not a function.
+    """
+    folder, config = find_run(flags | {"logdir": os.fspath(logdir), "datasource": "own"})
+    about = read_json(folder / ABOUT)
+    if loss is None:
+        loss = about["loss"]
+        if loss not in LOSSES:
+            raise UserError(f"{folder}: was trained with a loss of your own: give it, load(..., loss=...)")
+    if adapt is None:
+        adapt = about["adapt"]
+        if adapt not in ("all", "head"):
+            raise UserError(f"{folder}: was trained with an adapt of your own: give it, load(..., adapt=...)")
+    learner = OwnMAML(config, model_of(model, adapt), loss)
+    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
+    state, _ = checkpoints.restore(checkpoint, learner)
+    return OwnLearner(config, learner, state.weights, folder)
+
+
+class TestTable(NamedTuple):
+    """What a test measured, and how it prints itself.
+
+    labels: of the columns: before adaptation, and after each inner step.
+    values: [tasks, columns], accuracies or losses.
+    result: means, deviations and 95 % intervals, [columns] each.
+    measure: "accuracy" or "loss".
+    """
+
+    labels: list[str]
+    values: np.ndarray
+    result: TestResult
+    measure: str
+
+    def __str__(self) -> str:
+        """A line a column."""
+        lines = [f"{'':<26}{self.measure:>12}{'95 % interval':>16}   ({len(self.values)} tasks)"]
+        for label, mean, ci95 in zip(self.labels, self.result.mean, self.result.ci95, strict=True):
+            lines.append(f"{label:<26}{mean:>12.4g}{'± ' + format(ci95, '.3g'):>16}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLearner:
+    """A meta-trained model of one's own.
+
+    config: the run's setting.
+    model: has `adapt` and `predict`.
+    weights: what was meta-learned.
+    folder: of the run.
+    """
+
+    config: Config
+    model: OwnMAML
+    weights: Weights
+    folder: Path
+
+    def adapt(self, x: Any, y: Any, num_updates: int | None = None) -> "OwnAdapted":
+        """Learns a new task from its support set.
+
+        Args:
+            x, y: as in the tasks, with any number of examples.
+            num_updates: inner steps; None: as many as in training.
+        """
+        steps = self.config.num_updates if num_updates is None else num_updates
+        inputs, labels = self._tensors(x), self._tensors(y)
+        if self.config.loss == "xent" and not labels.dtype.is_floating:
+            labels = tf.one_hot(labels, self.model.model.apply(self.weights, inputs).shape[-1], dtype=self.config.dtype)
+        return OwnAdapted(self, self.model.adapt(self.weights, inputs, labels, steps))
+
+    def test(self, tasks: Any, count: int = 600, num_updates: int | None = None) -> TestTable:
+        """Measures `count` tasks before adaptation and after each inner step.
+
+        Args:
+            tasks: as for `maml.train`; of an object that knows splits, "test".
+            num_updates: inner steps; None: as many as in training.
+        """
+        steps = self.config.num_updates if num_updates is None else num_updates
+        data = OwnTasks(self.config, {"test": tasks})
+        _check_model(self.model, data, self.config.loss)
+        try:
+            measures = Evaluator(self.model, data).tasks(self.weights, "test", count, steps)
+        except tf.errors.OpError as error:
+            raise data.error or error from None
+        measure = "accuracy" if self.config.classification else "loss"
+        labels = [column.label for column in self.model.columns(steps)]
+        return TestTable(labels, measures[measure], TestResult.of(measures[measure]), measure)
+
+    def check_gradients(self, tasks: Any, directions: int = 4) -> GradientReport:
+        """Compares the meta-gradient, recomputed in float64, with central differences.
+
+        Args:
+            tasks: as for `maml.train`.
+        """
+        config = self.config.replace(dtype="float64")
+        data = OwnTasks(config, {"train": tasks})
+        learner = OwnMAML(config, self.model.model.in_float64(), self.model.loss)
+        _check_model(learner, data, self.config.loss)
+        weights = {name: tf.cast(weight, tf.float64) for name, weight in self.weights.items()}
+        renamed = dict(zip(self.model.model.names, learner.model.names, strict=True))
+        weights = {renamed.get(name, name): weight for name, weight in weights.items()}
+        with learner.model.quiet():
+            return check_gradients(learner, weights, data.episodes("train", 0, 2), directions)
+
+    def export(self, folder: str | os.PathLike) -> None:
+        """Writes adaptation and prediction as one SavedModel: support_x, support_y, query_x → outputs.
+
+        Raises:
+            UserError: x or y are structures, or the folder is not empty.
+        """
+        target = Path(folder).expanduser()
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"{target}: exists and is not an empty folder; choose another")
+        make_folder(target.absolute().parent, "folder")
+        like = read_json(self.folder / ABOUT)["like"]
+        if any(isinstance(part, list) for part in like):
+            raise UserError("export: x or y are structures of arrays, which a SavedModel's signature does not take")
+        names = ("support_x", "support_y", "query_x")
+        specs = [
+            tf.TensorSpec([None, *part["shape"][1:]], part["dtype"], name)
+            for part, name in zip(like, names, strict=False)
+        ]
+        module = tf.Module()
+        module.learned = {name.replace("/", "_"): tf.Variable(w, trainable=False) for name, w in self.weights.items()}
+        variables = list(module.learned.values())
+
+        @tf.function(autograph=False, input_signature=specs)
+        def predict(support_x, support_y, query_x):
+            weights = {n: v.read_value() for n, v in zip(self.weights, variables, strict=True)}
+            adapted = self.model.adapt(weights, support_x, support_y, self.config.num_updates)
+            with self.model.model.quiet():
+                return {"outputs": self.model.predict(adapted, support_x, query_x)}
+
+        tf.saved_model.save(module, str(target), signatures=predict)
+
+    def _tensors(self, values: Any) -> Any:
+        def tensor(value: Any) -> tf.Tensor:
+            array = np.asarray(value)
+            kind = self.config.dtype if array.dtype.kind == "f" else np.int32
+            return tf.constant(array, kind)
+
+        return tf.nest.map_structure(tensor, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnAdapted:
+    """A learner after its adaptation to a task."""
+
+    learner: OwnLearner
+    weights: Weights
+
+    def predict(self, x: Any) -> Any:
+        """Outputs [examples, …]; with "xent" the most probable class of each example."""
+        outputs = self._outputs(x)
+        if self.learner.config.classification:
+            return tf.argmax(outputs, -1).numpy()
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """Probabilities [examples, classes].
+
+        Raises:
+            UserError: the loss is not "xent".
+        """
+        if not self.learner.config.classification:
+            raise UserError('predict_proba is for loss="xent"; use predict')
+        return tf.nn.softmax(self._outputs(x)).numpy()
+
+    def _outputs(self, x: Any) -> Any:
+        learner = self.learner
+        with learner.model.model.quiet():
+            return learner.model.predict(self.weights, None, learner._tensors(x))
+
+
+def _given(flags: dict[str, Any], loss: Any, learn_rates: str | None, logdir: Any) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(Config)}
+    unknown = sorted(set(flags) - fields)
+    if unknown:
+        raise UserError(f"train: no flag {', '.join(unknown)}; `python main.py --help` lists them")
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise UserError(f"loss={loss!r}: must be mse, xent, or a function of (outputs, y)")
+    own = OWN | {"loss": loss if isinstance(loss, str) else "own", "logdir": os.path.expanduser(os.fspath(logdir))}
+    return own | ({"learn_rates": learn_rates} if learn_rates else {}) | flags
+
+
+def _splitting(tasks: Any) -> Any:
+    return tasks if hasattr(tasks, "task") or hasattr(tasks, "episodes") else None
+
+
+def _check_model(learner: OwnMAML, data: OwnTasks, loss: Any) -> None:
+    """Runs the model once on the first task, so that what does not fit is said in one line.
+
+    Raises:
+        UserError: the model, the loss and the task do not fit each other.
+    """
+    weights, model = learner.init_state().weights, learner.model
+    xa, _, xb, yb = tf.nest.map_structure(tf.constant, data.like)
+    for name, x in (("support x", xa), ("query x", xb)):
+        try:
+            outputs = model.apply(weights, x)
+        except Exception as error:  # of whatever kind the user's model raises
+            shapes = [list(array.shape) for array in tf.nest.flatten(x)]
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the model does not take {name} of the shape {shapes}: {reason}") from error
+    if loss == "xent":
+        _check_logits(outputs)
+        data.one_hot = outputs.shape[-1]
+        split, like = next(iter(data.draws)), data.like
+        data.like = None
+        data.like = data._prepared(split, 0, like)
+        yb = tf.nest.map_structure(tf.constant, data.like[3])
+    if loss in LOSSES and tuple(outputs.shape) != tuple(yb.shape):
+        raise UserError(f"query y has the shape {list(yb.shape)}, and the model's outputs {list(outputs.shape)}")
+    try:
+        value = learner.loss_func(outputs, yb)
+    except Exception as error:
+        raise UserError(f"the loss does not take the model's outputs and y: {' '.join(str(error).split())}") from error
+    if tuple(getattr(value, "shape", (1,))) != ():
+        raise UserError(f"the loss returns the shape {list(value.shape)}, needed one number: take its mean")
+
+
+def _check_logits(outputs: tf.Tensor) -> None:
+    sums = tf.reduce_sum(outputs, -1).numpy()
+    if (outputs.numpy() >= 0).all() and np.allclose(sums, 1, atol=1e-4):
+        raise UserError('the outputs are probabilities, and loss="xent" takes logits: leave the softmax out')
+
+
+def _about(model: Any, tasks: Any, loss: Any, adapt: Any, own: Any) -> dict[str, Any]:
+    """What a reader of the run wants to know of one's own code: its source, as text."""
+    forward = model[1] if isinstance(model, tuple) else type(model)
+    return {
+        "loss": loss if isinstance(loss, str) else _source(loss),
+        "adapt": adapt if isinstance(adapt, str) else _source(adapt),
+        "model": _source(forward),
+        "tasks": _source(tasks if callable(tasks) else type(tasks)),
+        "weights": {name: list(weight.shape) for name, weight in own.init(0).items()},
+        "adapted": sorted(own.adapted),
+    }
+
+
+def _check_same_model(folder: Path, own: KerasModel | FunctionModel) -> None:
+    """Raises UserError if a folder holds a run of another model."""
+    if not (folder / ABOUT).exists():
+        return
+    before, now = read_json(folder / ABOUT), {name: list(weight.shape) for name, weight in own.init(0).items()}
+    if before.get("weights") != now:
+        other = sorted(set(map(str, before.get("weights", {}).items())) ^ set(map(str, now.items())))
+        raise UserError(
+            f"{folder} holds a run of another model (they differ in {listed(other)}): choose another logdir, or start "
+            "over with resume=False"
+        )
+    if before.get("adapted") != sorted(own.adapted):
+        raise UserError(f"{folder} holds a run that adapts other weights: choose another logdir, or resume=False")
+
+
+def _shapes(like: tuple) -> list[Any]:
+    """Shape and type of each part of a task, for `export`; of a structure, a list of them."""
+    each = [[{"shape": list(a.shape), "dtype": str(a.dtype)} for a in tf.nest.flatten(part)] for part in like]
+    return [part[0] if len(part) == 1 else part for part in each]
+
+
+def _source(of: Any) -> str:
+    try:
+        return inspect.getsource(of)
+    except (OSError, TypeError):  # typed at a prompt, or written in C
+        return repr(of)

@@ -1,0 +1,197 @@
+"""Tasks of one's own: functions, lists, data sets of tasks, or objects that make batches of them.
+
+A task is (support x, support y, query x, query y), arrays or structures of arrays with a leading axis of examples. It
+is a function of (seed, split, number): a run repeats and resumes.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from maml.config import Config
+from maml.data_generator import DataGenerator, Episodes
+from maml.errors import UserError
+
+SPLITS = ("train", "val", "test")
+PARTS = ("support x", "support y", "query x", "query y")
+AHEAD = 4  # batches that are drawn while the model computes
+
+
+class OwnTasks:
+    """Batches of tasks for training and testing, drawn ahead in a thread.
+
+    error: what was wrong with a task that was drawn inside a compiled function.
+    """
+
+    def __init__(self, config: Config, tasks: dict[str, Any], one_hot: int = 0):
+        """Draws the first training task, which says what all of them look like.
+
+        Args:
+            tasks: by split; see `maml.train`.
+            one_hot: number of classes, where y are labels.
+
+        Raises:
+            UserError: tasks cannot be drawn, or are none.
+        """
+        self.config, self.one_hot = config, one_hot
+        self.draws = {split: _drawer(given, split) for split, given in tasks.items() if given is not None}
+        self.fingerprint: dict[str, str] = {}  # the content of one's own tasks is not known
+        self.error: UserError | None = None
+        self.like: Any = None
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple, Future] = {}
+        split = next(iter(self.draws))
+        self.like = self._prepared(split, 0, self._raw(split, 0))
+
+    def _raw(self, split: str, number: int) -> Any:
+        rng = np.random.default_rng([self.config.seed, SPLITS.index(split), number])
+        return self.draws[split](rng, number)
+
+    def _prepared(self, split: str, number: int, task: Any) -> tuple:
+        """One task as arrays of the right types, checked.
+
+        Raises:
+            UserError: it is no task, has another form than the first one, or is not finite.
+        """
+        where = f"task {number} of {split}"
+        if not isinstance(task, Sequence | Episodes) or len(task) != len(PARTS):
+            found = f"{len(task)} parts" if isinstance(task, Sequence) else type(task).__name__
+            raise UserError(f"{where}: {found}, needed (support x, support y, query x, query y)")
+        parts = []
+        for name, part in zip(PARTS, task, strict=True):
+            labels = self.one_hot if name.endswith("y") else 0
+            try:
+                parts.append(tf.nest.map_structure(lambda value: self._array(value, labels), part))  # noqa: B023
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{where}: {name}: {' '.join(str(error).split())}") from error
+        if self.like is not None:
+            _check_alike(where, parts, self.like)
+        return tuple(parts)
+
+    def _array(self, value: Any, classes: int) -> np.ndarray:
+        array = np.asarray(value)
+        if array.dtype == object or array.dtype.kind in "SUV":
+            raise ValueError(f"holds {array.dtype}, needed numbers")
+        if array.dtype.kind == "f":
+            if not np.isfinite(array).all():
+                raise ValueError("holds a nan or an infinity")
+            array = array.astype(self.config.dtype)
+        elif array.dtype.kind in "iu":
+            array = array.astype(np.int32)
+        if classes and array.dtype.kind == "i":
+            if array.size and not 0 <= array.min() <= array.max() < classes:
+                raise ValueError(f"labels from {array.min()} to {array.max()}, and the model has {classes} outputs")
+            array = np.eye(classes, dtype=self.config.dtype)[array]
+        return array
+
+    def task(self, split: str, number: int) -> tuple:
+        """One task: (support x, support y, query x, query y)."""
+        return self._prepared(split, number, self._raw(split, number))
+
+    def _batch(self, split: str, index: int, count: int) -> list[np.ndarray]:
+        tasks = [self.task(split, index * count + place) for place in range(count)]
+        return [np.stack(values) for values in zip(*map(tf.nest.flatten, tasks), strict=True)]
+
+    def _drawn(self, split: str, index: int, count: int) -> list[np.ndarray]:
+        """A batch that was begun before, and the next ones begun."""
+        waiting = {(split, i, count): None for i in range(index, index + AHEAD + 1)}
+        for place in waiting:
+            if place not in self._ahead:
+                self._ahead[place] = self._pool.submit(self._batch, *place)
+        found = self._ahead[split, index, count]
+        self._ahead = {place: future for place, future in self._ahead.items() if place in waiting}
+        try:
+            return found.result()
+        except UserError as error:
+            self.error = error
+            raise
+        except Exception as error:
+            self.error = UserError(f"batch {index} of {split}: your task raised {type(error).__name__}: {error}")
+            raise
+
+    def episodes(self, split: str, index: Any, meta_batch_size: int) -> Episodes:
+        """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
+        flat = tf.nest.flatten(self.like)
+        drawn = tf.numpy_function(
+            lambda index: self._drawn(split, int(index), meta_batch_size),
+            [index],
+            [tf.as_dtype(array.dtype) for array in flat],
+            stateful=False,
+        )
+        for tensor, array in zip(drawn, flat, strict=True):
+            tensor.set_shape([meta_batch_size, *array.shape])
+        return Episodes(*tf.nest.pack_sequence_as(self.like, drawn))
+
+
+def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]:
+    """A function of (generator of random numbers, number of the task)."""
+    if hasattr(given, "task"):
+        return lambda rng, number: given.task(split, number)
+    if hasattr(given, "episodes"):
+        return lambda rng, number: tf.nest.map_structure(lambda a: np.asarray(a)[0], given.episodes(split, number, 1))
+    if isinstance(given, tf.data.Dataset):
+        given = list(given.take(100_000).as_numpy_iterator())
+    if inspect.isgenerator(given) or inspect.isgeneratorfunction(given):
+        raise UserError("tasks: a generator cannot be repeated, so no run could resume; give a function of rng")
+    if isinstance(given, Sequence):
+        if not given:
+            raise UserError("tasks: the list is empty")
+        return lambda rng, number: given[int(rng.integers(len(given)))]
+    if not callable(given):
+        raise UserError(f"tasks: {type(given).__name__}, needed a function of rng, a list of tasks, or an object")
+    return lambda rng, number: given(rng)
+
+
+def _check_alike(where: str, parts: list[Any], like: tuple) -> None:
+    for name, part, first in zip(PARTS, parts, like, strict=True):
+        shapes, expected = ([tuple(a.shape) for a in tf.nest.flatten(each)] for each in (part, first))
+        if shapes != expected:
+            raise UserError(f"{where}: {name} has the shape {shapes}, and the first task's has {expected}")
+
+
+class FolderTasks:
+    """Tasks of images in folders, `<data_dir>/{train,val,test}/<class>/<image>`; see `folder_tasks`."""
+
+    def __init__(self, config: Config):
+        """Looks at nothing yet: a split is read when it is first asked for."""
+        self.config = config
+        self._read: dict[str, DataGenerator] = {}
+
+    def task(self, split: str, number: int) -> tuple:
+        """(support x, support y, query x, query y): images [n, height, width, channels] in [0, 1], one-hot labels."""
+        if split not in self._read:
+            self._read[split] = DataGenerator(self.config, (split,))
+        episodes = self._read[split].episodes(split, number, 1)
+        size, channels = self.config.image_shape
+        xa, ya, xb, yb = (np.asarray(tensor)[0] for tensor in episodes)
+        return tuple(
+            part.reshape(-1, size, size, channels) if place % 2 == 0 else part
+            for place, part in enumerate((xa, ya, xb, yb))
+        )
+
+
+def folder_tasks(
+    data_dir: str,
+    image_size: int = 84,
+    channels: int = 3,
+    num_classes: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    seed: int = 0,
+) -> FolderTasks:
+    """Few-shot tasks of one's own images, for `maml.train`.
+
+    Args:
+        data_dir: with train/, val/ and test/, each with a folder of images a class.
+        image_size, channels: that images are brought to.
+        num_classes: of a task.
+        shots, queries: support and query images a class.
+        seed: of the tasks.
+    """
+    flags = {"datasource": "folder", "data_dir": data_dir, "image_size": image_size, "channels": channels}
+    flags |= {"num_classes": num_classes, "update_batch_size": shots, "query_size": queries, "seed": seed}
+    return FolderTasks(Config.from_flags({**flags, "max_pool": False}))

@@ -1,0 +1,340 @@
+"""A model, a loss and tasks of one's own: exact, resumable, and one line for what does not fit."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import maml
+from maml.config import Config
+from maml.data_generator import Episodes
+from maml.errors import UserError
+from maml.models.function_model import FunctionModel
+from maml.models.keras_model import KerasModel, weight_names
+from maml.own import OwnMAML
+from maml.tasks.own import OwnTasks
+from maml.training.checkpoints import list_checkpoints
+from maml.training.gradient_check import check_gradients
+from tests.command_line import ROOT, run_here
+
+L = keras.layers
+
+
+def model(*layers, shape=(4,), dtype="float64", seed=0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return keras.Sequential([keras.Input(shape), *(layer() for layer in layers)])
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+IMAGE, SERIES = (6, 6, 2), (5, 3)
+LAYERS = {
+    "dense": ((4,), lambda: L.Dense(5, "tanh")),
+    "conv": (IMAGE, lambda: L.Conv2D(3, 3, activation="softplus"), L.Flatten),
+    "strided": (IMAGE, lambda: L.Conv2D(3, 3, strides=2, padding="same"), L.GlobalAveragePooling2D),
+    "grouped": (IMAGE, lambda: L.Conv2D(4, 3, groups=2), L.Flatten),
+    "dilated": (IMAGE, lambda: L.Conv2D(3, 2, dilation_rate=2), L.Flatten),
+    "transposed": (IMAGE, lambda: L.Conv2DTranspose(3, 3, strides=2), L.Flatten),
+    "depthwise": (IMAGE, lambda: L.DepthwiseConv2D(3), L.Flatten),
+    "separable": (IMAGE, lambda: L.SeparableConv2D(3, 3), L.Flatten),
+    "conv1d": (SERIES, lambda: L.Conv1D(3, 2), L.GlobalMaxPooling1D),
+    "conv3d": ((3, 4, 4, 1), lambda: L.Conv3D(2, 2), L.Flatten),
+    "max pooling": (IMAGE, lambda: L.Conv2D(3, 3, padding="same"), L.MaxPooling2D, L.Flatten),
+    "average pooling": (IMAGE, lambda: L.Conv2D(3, 3, padding="same"), lambda: L.AveragePooling2D(2), L.Flatten),
+    "batch-norm": (IMAGE, lambda: L.Conv2D(3, 3), L.BatchNormalization, L.Flatten),
+    "dense batch-norm": ((4,), lambda: L.Dense(5), L.BatchNormalization),
+    "group-norm": (IMAGE, lambda: L.Conv2D(4, 3), lambda: L.GroupNormalization(2), L.Flatten),
+    "layer-norm": ((4,), lambda: L.Dense(5), L.LayerNormalization),
+    "rms-norm": ((4,), lambda: L.Dense(5), L.RMSNormalization),
+    "unit-norm": ((4,), lambda: L.Dense(5), L.UnitNormalization),
+    "upsampling": (IMAGE, lambda: L.Conv2D(2, 3), lambda: L.UpSampling2D(2), L.Flatten),
+    "simple rnn": (SERIES, lambda: L.SimpleRNN(4)),
+    "lstm": (SERIES, lambda: L.LSTM(3)),
+    "gru": (SERIES, lambda: L.GRU(3)),
+    "bidirectional": (SERIES, lambda: L.Bidirectional(L.LSTM(2))),
+    "time-distributed": (SERIES, lambda: L.TimeDistributed(L.Dense(3)), L.Flatten),
+    "einsum": (SERIES, lambda: L.EinsumDense("abc,cd->abd", (5, 4)), L.Flatten),
+    "dropout": ((4,), lambda: L.Dense(8, "tanh"), lambda: L.Dropout(0.5)),
+}
+LOSSES = {
+    "mse": "mse",
+    "mae": lambda outputs, y: tf.reduce_mean(keras.losses.mean_absolute_error(y, outputs)),
+    "huber": lambda outputs, y: tf.reduce_mean(keras.losses.huber(y, outputs)),
+    "log-cosh": lambda outputs, y: tf.reduce_mean(keras.losses.log_cosh(y, outputs)),
+    "poisson": lambda outputs, y: tf.reduce_mean(keras.losses.poisson(y, tf.nn.softplus(outputs))),
+}
+
+
+def report_of(net: keras.Model, shape, loss="mse", **flags):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(2, n, *s)) for n, s in ((3, shape), (3, (2,)), (4, shape), (4, (2,)))]
+    config = Config.from_flags(
+        {"datasource": "own", "loss": "mse", "norm": "None", "dtype": "float64", "update_lr": 0.1, "num_updates": 2}
+        | flags
+    )
+    learner = OwnMAML(config, KerasModel(net, dtype="float64"), loss)
+    weights = learner.init_state().weights
+    return check_gradients(learner, weights, Episodes(*map(tf.constant, parts)), directions=2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_exact(name):
+    shape, *layers = LAYERS[name]
+    report = report_of(model(*layers, lambda: L.Dense(2), shape=shape), shape)
+    assert report.exact, report.lines()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_exact(name):
+    report = report_of(model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2)), (4,), LOSSES[name])
+    assert report.exact, report.lines()
+
+
+@pytest.mark.parametrize("learn_rates", ["weight", "step"])
+def test_learned_rates_are_exact(learn_rates):
+    net = model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2))
+    assert report_of(net, (4,), learn_rates=learn_rates).exact
+
+
+def test_batch_norm_as_keras_has_it_is_not_exact(monkeypatch):
+    """The test above could fail."""
+    import contextlib
+
+    from maml.models import keras_model
+
+    monkeypatch.setattr(keras_model, "exact_moments", contextlib.nullcontext)
+    shape, *layers = LAYERS["batch-norm"]
+    assert not report_of(model(*layers, lambda: L.Dense(2), shape=shape), shape).exact
+
+
+def line(rng):
+    """Points of a straight line."""
+    slope, x = rng.normal(), rng.normal(size=(12, 1))
+    return x[:5], slope * x[:5], x[5:], slope * x[5:]
+
+
+def blobs(rng):
+    """Three clouds of points, with their numbers as labels."""
+    centres = 3 * rng.normal(size=(3, 2))
+    y = rng.permutation(np.repeat([0, 1, 2], 6))
+    x = centres[y] + 0.3 * rng.normal(size=(18, 2))
+    return x[:9], y[:9], x[9:], y[9:]
+
+
+TINY = {"metatrain_iterations": 20, "update_lr": 0.1, "num_updates": 2, "meta_batch_size": 2}
+
+
+def small(outputs=1, inputs=1) -> keras.Model:
+    return model(lambda: L.Dense(8, "tanh"), lambda: L.Dense(outputs), shape=(inputs,), dtype="float32")
+
+
+def test_a_run_resumes_to_the_bit_whatever_else_the_process_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    maml.train(small(), line, logdir="whole", save_interval=10, **TINY)
+    maml.train(small(), line, logdir="parts", save_interval=10, **TINY | {"metatrain_iterations": 10})
+    again = maml.train(small(), line, logdir="parts", save_interval=10, **TINY)
+    saved = []
+    for logdir in ("whole", "parts"):
+        [folder] = [path for path in (tmp_path / logdir).iterdir() if path.is_dir()]
+        reader = tf.train.load_checkpoint(str(list_checkpoints(folder)[-1].prefix))
+        saved.append({name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+    assert saved[0].keys() == saved[1].keys() and any("dense/kernel" in name for name in saved[0])
+    for name, values in saved[0].items():
+        np.testing.assert_array_equal(values, saved[1][name], name)
+    loaded = maml.load("parts", model=small())
+    x, y, *_ = line(np.random.default_rng(1))
+    np.testing.assert_array_equal(loaded.adapt(x, y).predict(x), again.adapt(x, y).predict(x))
+
+
+def test_classification_learns_tests_predicts_and_exports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = TINY | {"metatrain_iterations": 150, "update_lr": 0.5}
+    learner = maml.train(small(3, 2), blobs, val=blobs, loss="xent", val_interval=50, val_tasks=8, **flags)
+    table = learner.test(blobs, 40)
+    assert table.measure == "accuracy" and table.result.mean[-1] > 0.7 > table.result.mean[0]
+    assert "2 updates, query set" in str(table) and "(40 tasks)" in str(table)
+    x, y, query, labels = blobs(np.random.default_rng(3))
+    adapted = learner.adapt(x, y, num_updates=5)
+    assert (adapted.predict(query) == labels).mean() > 0.7
+    np.testing.assert_allclose(adapted.predict_proba(query).sum(-1), 1, rtol=1e-5)
+    assert learner.check_gradients(blobs, directions=2).exact
+    learner.export("exported")
+    exported = tf.saved_model.load("exported").signatures["serving_default"]
+    found = exported(
+        support_x=tf.constant(x, tf.float32),
+        support_y=tf.one_hot(y, 3),
+        query_x=tf.constant(query, tf.float32),
+    )["outputs"]
+    expected = learner.adapt(x, y).predict_proba(query)
+    np.testing.assert_allclose(tf.nn.softmax(found), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_function_of_nested_weights_and_structures():
+    def forward(weights, x):
+        return x["a"] @ weights["first"]["w"] + x["b"] * weights["scale"]
+
+    def task(rng):
+        def half(n):
+            return {"a": rng.normal(size=(n, 2)), "b": rng.normal(size=(n, 1))}
+
+        xa, xb = half(3), half(4)
+        return xa, xa["a"].sum(-1, keepdims=True), xb, xb["a"].sum(-1, keepdims=True)
+
+    own = FunctionModel({"first": {"w": np.ones((2, 1))}, "scale": np.ones(1)}, forward, lambda name: "/" in name)
+    assert own.adapted == {"first/w"} and own.names == ["first/w", "scale"]
+    config = Config.from_flags({"datasource": "own", "loss": "mse", "norm": "None", "update_lr": 0.1})
+    learner, data = OwnMAML(config, own, "mse"), OwnTasks(config, {"train": task})
+    loss, gradient = learner.gradient(learner.init_state().weights, data.episodes("train", 0, 3), 0)
+    assert loss > 0 and all(np.isfinite(value).all() for value in gradient.values())
+
+
+def test_tasks_are_a_function_of_seed_split_and_number():
+    config = Config.from_flags({"datasource": "own", "loss": "mse", "norm": "None"})
+    first, again = (OwnTasks(config, {"train": line, "val": line}) for _ in range(2))
+    for index in (3, 0, 7, 3):
+        for split in ("train", "val"):
+            np.testing.assert_array_equal(
+                first.episodes(split, index, 4).inputa, again.episodes(split, index, 4).inputa
+            )
+    one = again.task("train", 13)[0]
+    np.testing.assert_array_equal(first.episodes("train", 3, 4).inputa[1], one)
+    assert not np.array_equal(first.task("val", 13)[0], one)
+
+
+def test_dropout_has_a_mask_for_every_task_and_none_in_a_test():
+    net = KerasModel(model(lambda: L.Dropout(0.5), lambda: L.Dense(1), shape=(50,), dtype="float32"))
+    weights = net.init(0)
+    first, second = tf.ones([1, 50]), tf.ones([1, 50]) * 1.5
+    assert abs(net.apply(weights, first) * 1.5 - net.apply(weights, second)).numpy().max() > 1e-3
+    np.testing.assert_array_equal(net.apply(weights, first), net.apply(weights, first))
+    with net.quiet():
+        np.testing.assert_allclose(net.apply(weights, first) * 1.5, net.apply(weights, second), rtol=1e-5)
+    assert abs(net.apply(weights, first) * 1.5 - net.apply(weights, second)).numpy().max() > 1e-3
+
+
+def test_names_do_not_depend_on_what_was_built_before():
+    paths = ["s/dense_7/kernel", "s/dense_7/bias", "s/dense_8/kernel", "s/lstm/lstm_cell_3/kernel"]
+    assert weight_names(paths) == ["s/dense/kernel", "s/dense/bias", "s/dense_1/kernel", "s/lstm/lstm_cell/kernel"]
+
+
+def generator(rng):
+    yield line(rng)
+
+
+def sometimes(bad):
+    """A function of rng whose later tasks are bad."""
+    calls = []
+
+    def task(rng):
+        calls.append(1)
+        parts = [np.array(part) for part in line(rng)]
+        if len(calls) > 3:
+            bad(parts)
+        return parts
+
+    return task
+
+
+def nan_in(parts):
+    parts[0][1, 0] = np.nan
+
+
+def shorter(parts):
+    parts[2] = parts[2][:-1]
+
+
+def raising(parts):
+    raise KeyError("nothing")
+
+
+BAD = {
+    "no weights": (lambda: model(L.Flatten, shape=(1,)), line, {}, "no trainable weights"),
+    "not a model": (lambda: object(), line, {}, "needed a Keras 3 model or"),
+    "a vector of losses": (small, line, {"loss": lambda o, y: tf.square(o - y)[:, 0]}, r"returns the shape \[7\]"),
+    "another loss": (small, line, {"loss": "mae"}, "must be mse, xent, or a function"),
+    "a generator": (small, generator, {}, "a generator cannot be repeated"),
+    "three parts": (small, lambda rng: line(rng)[:3], {}, "task 0 of train: 3 parts, needed"),
+    "the wrong width": (lambda: small(1, 3), line, {}, "does not take support x of the shape"),
+    "broadcasting": (lambda: small(2), line, {}, r"query y has the shape \[7, 1\], and the model's outputs \[7, 2\]"),
+    "labels out of range": (lambda: small(2, 2), blobs, {"loss": "xent"}, "labels from 0 to 2, and the model has 2"),
+    "probabilities": (
+        lambda: model(lambda: L.Dense(3, "softmax"), shape=(2,), dtype="float32"),
+        blobs,
+        {"loss": "xent"},
+        "leave the softmax out",
+    ),
+    "a nan": (small, sometimes(nan_in), {}, r"task \d+ of train: support x: holds a nan"),
+    "another shape": (small, sometimes(shorter), {}, r"task \d+ of train: query x has the shape \[\(6, 1\)\]"),
+    "an error": (small, sometimes(raising), {}, "your task raised KeyError"),
+    "an unknown flag": (small, line, {"inner_lr": 0.1}, "no flag inner_lr"),
+    "nothing adapted": (small, line, {"adapt": lambda name: False}, "chooses none of the weights"),
+    "bilinear upsampling": (
+        lambda: model(
+            lambda: L.Conv2D(1, 1),
+            lambda: L.UpSampling2D(2, interpolation="bilinear"),
+            shape=(2, 2, 1),
+            dtype="float32",
+        ),
+        line,
+        {},
+        "no exact second derivative",
+    ),
+    "a regularizer": (
+        lambda: model(lambda: L.Dense(1, kernel_regularizer="l2"), shape=(1,), dtype="float32"),
+        line,
+        {},
+        "has a regularizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make, tasks, flags, said = BAD[name]
+    with pytest.raises(UserError, match=said) as caught:
+        maml.train(make(), tasks, **TINY | flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    maml.train(small(), line, logdir="x", **TINY)
+    other = model(lambda: L.Dense(9, "tanh"), lambda: L.Dense(1), shape=(1,), dtype="float32")
+    with pytest.raises(UserError, match="holds a run of another model"):
+        maml.train(other, line, logdir="x", **TINY)
+    with pytest.raises(UserError, match="adapts other weights"):
+        maml.train(small(), line, logdir="x", adapt="head", **TINY)
+    capsys.readouterr()
+    assert run_here("--train=False", "--logdir=x") == 1
+    assert "holds a run of your own model; in Python: maml.load(" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a run of your own model"):
+        maml.load("x")
+    assert maml.load("x", model=small()).test(line, 4).measure == "loss"
+
+
+def test_more_steps_than_learned_rates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learner = maml.train(small(), line, learn_rates="step", adapt="head", **TINY)
+    x, y, *_ = line(np.random.default_rng(0))
+    assert np.isfinite(learner.adapt(x, y, num_updates=7).predict(x)).all()
+
+
+@pytest.mark.parametrize("name", ["machines.py", "metasgd.py"])
+def test_examples_learn(name, tmp_path):
+    source = (ROOT / "examples" / name).read_text()
+    shorter = source.replace("metatrain_iterations=2000", "metatrain_iterations=400")
+    (tmp_path / name).write_text(shorter)
+    done = subprocess.run(
+        [sys.executable, name], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    means = [float(row.split("±")[0].split()[-1]) for row in done.stdout.splitlines() if "set  " in row]
+    assert means[-1] < 0.8 * means[0]
