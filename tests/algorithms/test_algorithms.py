@@ -19,6 +19,8 @@ TOY |= {"num_filters": 4, "max_pool": True, "meta_batch_size": 4, "query_size": 
 TOY |= {"val_tasks": 20, "val_interval": 15, "summary_interval": 10, "save_interval": 10, "log": False}
 OWN = {
     "maml": {"meta_lr": 0.01, "update_lr": 0.1, "num_updates": 1, "test_num_updates": 1},
+    "anil": {"meta_lr": 0.02, "update_lr": 1.0, "num_updates": 3, "test_num_updates": 3},
+    "metasgd": {"meta_lr": 0.01, "num_updates": 1, "test_num_updates": 1},
     "reptile": {"update_lr": 0.01, "train_shots": 4, "inner_batch": 6, "eval_inner_iters": 10, "eval_inner_batch": 3}
     | {"meta_step": 0.5, "meta_step_final": 0.5},  # a shorter run would fall faster
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},
@@ -71,7 +73,8 @@ def test_permuted_labels_permute_the_predictions(algorithm, folder):
     config, data = toy(algorithm, folder, train=False)
     model = algorithms.build(config)
     weights = model.init_state().weights
-    weights |= {name: tf.zeros_like(weights[name]) for name in ("w5", "b5") if name in weights}
+    rows = [name for name in ("w5", "b5", "alpha/w5", "alpha/b5") if name in weights]
+    weights |= {name: tf.fill(weights[name].shape, 0.1 if name.startswith("alpha") else 0.0) for name in rows}
     inputa, labela, inputb, _ = data.episodes("test", 0, 2).tasks()[0]
     order = [2, 0, 1]
     plain, permuted = (
@@ -121,7 +124,7 @@ def test_adapt_and_predict_for_a_users_own_images(algorithm, folder):
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_flags_of_other_algorithms_are_refused(algorithm):
     """At their default, too: a flag that is given is meant."""
-    given = {"distance": "l2"} if algorithm == "maml" else {"num_updates": 1}
+    given = {"distance": "l2"} if algorithm in ("maml", "anil", "metasgd") else {"num_updates": 1}
     with pytest.raises(UserError, match=rf"has no meaning with --algorithm={algorithm}; it is for "):
         Config.from_flags({"algorithm": algorithm} | given)
 
