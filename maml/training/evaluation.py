@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm, Column
-from maml.config import Config
+from maml.config import Config, names_of
 from maml.data_generator import Episodes, TaskSource
 from maml.errors import UserError
 from maml.files import read_json, replacing, write_json
@@ -109,7 +109,9 @@ def results_name(config: Config, run: Config) -> str:
     rate = f"_stepsize{config.update_lr}" if config.uses("update_lr") else ""
     split = "" if config.test_set else "_val"
     mode = "" if config.bn_mode == "transductive" else f"_bn{config.bn_mode}"
-    other = [name for name in NAMED_IN_RESULTS if getattr(config, name) != getattr(run, name)]
+    of_call = names_of("call")  # a test does not inherit these
+    usual = {name: getattr(Config if name in of_call else run, name) for name in NAMED_IN_RESULTS}
+    other = [name for name, value in usual.items() if getattr(config, name) != value]
     own = "".join(f"_{name.removeprefix('test_').replace('_', '')}{getattr(config, name)}" for name in other)
     return f"test_ubs{config.update_batch_size}{rate}{split}{mode}{own}"
 

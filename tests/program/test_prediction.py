@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     (root / "support/test_00/001.png").unlink()  # one image of this class, two of the others
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert run_here(*TRAIN, "--metatrain_iterations=20", "--nolog") == 0
+        assert run_here(*TRAIN, "--metatrain_iterations=100", "--nolog") == 0
     return root
 
 
@@ -130,7 +130,6 @@ def test_a_test_says_whose_statistics_it_used(here, capsys):
         (("--predict",), "--support=: no such folder"),
         (("--predict", "--support=support"), "--query=: no such folder"),
         (("--predict", "--support=photos/train", "--query=query"), "has 6 class folders"),
-        (("--predict", "--support=support", "--query=support"), "3 not of the form"),
         (("--predict", "--support=support", "--query=query", "--predict_csv=no/where.csv"), "could not be written"),
         (("--predict", "--export_dir=query"), "not an empty folder"),
     ],
