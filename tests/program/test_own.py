@@ -24,6 +24,13 @@ from tests.command_line import ROOT, run_here
 L = keras.layers
 
 
+@pytest.fixture(autouse=True)
+def no_global_seed():
+    """Keras sets TensorFlow's, which would stay for the other tests of the process."""
+    yield
+    tf.random.set_seed(None)
+
+
 def model(*layers, shape=(4,), dtype="float64", seed=0) -> keras.Model:
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()

@@ -38,11 +38,14 @@ def released(tmp_path, monkeypatch):
     return tmp_path / "released" / EXP_STRING
 
 
-@pytest.mark.parametrize(("given", "columns"), [((), 11), (("--test_iter=59000", "--test_num_updates=1"), 2)])
-def test_the_official_command_tests_it(released, given, columns):
+@pytest.mark.parametrize(
+    ("given", "columns", "end"),
+    [((), 11, ""), (("--test_iter=59000", "--test_num_updates=1"), 2, "_numupdates1")],
+)
+def test_the_official_command_tests_it(released, given, columns, end):
     flags = ("--train=False", "--test_set=True", "--logdir=released", "--test_tasks=4", *given)
     assert run_here(*OFFICIAL_COMMAND, *flags) == 0
-    record = json.loads((released / "test_ubs1_stepsize0.01.json").read_text())
+    record = json.loads((released / f"test_ubs1_stepsize0.01{end}_tasks4.json").read_text())
     assert record["checkpoint"] == "model59000"
     assert len(record["mean"]) == columns
 
