@@ -19,7 +19,7 @@ from maml.data_generator import Episodes
 from maml.kernels.recompute import recomputed
 from maml.models.official import Network
 from maml.models.protocol import Model, Weights
-from maml.parallel import mean_gradient
+from maml.parallel import dense, mean_gradient
 
 GRADIENT_LIMIT = 10.0
 
@@ -73,7 +73,7 @@ class MAML(GradientBased):
             tape.watch(theta)
             outputs = self.model.apply(weights, inputa)
             loss = self.loss_func(outputs, labela, shots)
-        gradients = tape.gradient(loss, theta, unconnected_gradients="zero")
+        gradients = dense(tape.gradient(loss, theta, unconnected_gradients="zero"))
         if self.config.stop_grad:  # first-order MAML
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
         adapted = {name: weight - alpha[name] * gradients[name] for name, weight in theta.items()}

@@ -60,7 +60,7 @@ def mean_gradient(
         with tf.GradientTape() as tape:
             tape.watch(weights)
             loss = task_loss(weights, task)
-        return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+        return loss, dense(tape.gradient(loss, weights, unconnected_gradients="zero"))
 
     like = (tf.TensorSpec([], next(iter(weights.values())).dtype), weights)
     if side_by_side and not tf.executing_eagerly():
@@ -71,6 +71,11 @@ def mean_gradient(
         return tf.nest.map_structure(lambda tensor: tf.add_n(tf.unstack(tensor)) / tasks, values)
     values = map_tasks(lambda task: of_task((weights, task)), batch, like)
     return tf.nest.map_structure(lambda tensor: tf.reduce_mean(tensor, 0), values)
+
+
+def dense(gradients: Weights) -> Weights:
+    """Gradients as plain tensors; an embedding's comes as the rows that were looked up."""
+    return {name: tf.convert_to_tensor(gradient) for name, gradient in gradients.items()}
 
 
 def set_up_threads(config: "Config") -> None:

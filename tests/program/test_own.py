@@ -98,6 +98,23 @@ def test_layers_are_exact(name):
     assert report.exact, report.lines()
 
 
+@pytest.mark.parametrize("name", ["embedding", "attention"])
+def test_layers_of_tokens_are_exact(name):
+    tokens = keras.Input((4,), dtype="int32")
+    hidden = L.Embedding(6, 5, dtype="float64")(tokens)
+    if name == "attention":
+        hidden = L.MultiHeadAttention(2, 3, dtype="float64")(hidden, hidden)
+    net = keras.Model(tokens, L.Dense(2, dtype="float64")(L.Flatten(dtype="float64")(hidden)))
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 6, (2, 3, 4)), rng.normal(size=(2, 3, 2))]
+    parts += [rng.integers(0, 6, (2, 5, 4)), rng.normal(size=(2, 5, 2))]
+    flags = {"datasource": "own", "loss": "mse", "norm": "None", "dtype": "float64", "update_lr": 0.1, "num_updates": 2}
+    learner = OwnMAML(Config.from_flags(flags), KerasModel(net, dtype="float64"), "mse")
+    episodes = Episodes(*(tf.constant(part, tf.int32 if part.dtype.kind == "i" else None) for part in parts))
+    report = check_gradients(learner, learner.init_state().weights, episodes, directions=2)
+    assert report.exact, report.lines()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_exact(name):
     report = report_of(model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2)), (4,), LOSSES[name])
