@@ -1,22 +1,20 @@
-"""A small transformer on sequences of tokens: which of two tokens of a task's own stands in front of the other."""
+"""A small transformer on sequences of tokens: whether a token that is the task's own occurs in them."""
 
 import keras
 import numpy as np
 
 import maml
 
-TOKENS, LENGTH = 12, 8
+TOKENS, LENGTH = 8, 4
 
 
 def task(rng):
-    """Sequences with two tokens once each among others; the label is their order."""
-    first, second = rng.choice(TOKENS, 2, replace=False)
-    others = [token for token in range(TOKENS) if token not in (first, second)]
-    x, y = rng.choice(others, (32, LENGTH)), rng.integers(0, 2, 32)
-    for row, label in zip(x, y, strict=True):
-        places = np.sort(rng.choice(LENGTH, 2, replace=False))
-        row[places] = (first, second) if label else (second, first)
-    return x[:16], y[:16], x[16:], y[16:]
+    """Sequences, half of them with the task's token in one place."""
+    own = rng.integers(TOKENS)
+    others = [token for token in range(TOKENS) if token != own]
+    x, y = rng.choice(others, (48, LENGTH)), rng.permutation(np.repeat([0, 1], 24))
+    x[y == 1, rng.integers(0, LENGTH, 24)] = own
+    return x[:24], y[:24], x[24:], y[24:]
 
 
 def transformer() -> keras.Model:
@@ -36,7 +34,7 @@ if __name__ == "__main__":
         transformer(),
         task,
         loss="xent",
-        update_lr=0.3,
+        update_lr=0.5,
         num_updates=3,
         metatrain_iterations=1000,
         meta_lr=0.002,
