@@ -14,10 +14,9 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.tasks import augmentation
+from maml.tasks.class_folders import SPLITS
 from maml.tasks.images import channel_statistics, load_split
 from maml.tasks.split import ImageSplit, too_small
-
-SPLITS = ("train", "val", "test")
 
 AMPLITUDE_RANGE = (0.1, 5.0)
 PHASE_RANGE = (0.0, np.pi)

@@ -155,20 +155,10 @@ class Learner:
             UserError: the folder is not empty, or cannot be written.
         """
         steps, target = self._steps(num_updates), Path(folder).expanduser()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"{target}: exists and is not an empty folder; choose another --export_dir")
-        make_folder(target.absolute().parent, "--export_dir")
+        check_export(target)
         module = _Exported(self, steps)
         about = {"checkpoint": str(self.checkpoint), "num_updates": steps, "config": self.config.to_dict()}
-        try:
-            with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as temporary:
-                written = Path(temporary, target.name)
-                tf.saved_model.save(module, str(written), signatures=module.signature)
-                write_json(written / "export.json", about)
-                os.replace(written, target)
-        except (OSError, tf.errors.OpError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{target}: the export could not be written ({reason}); free some space") from error
+        write_saved_model(target, module, module.signature, about)
 
     def _steps(self, num_updates: int | None) -> int:
         if num_updates and not self.config.adapts:
@@ -273,6 +263,30 @@ class Adapted:
         together = len(inputs) if self.learner.config.transductive else PART
         parts = [inputs[start : start + together] for start in range(0, len(inputs), together)]
         return tf.concat([self.learner.model.predict(self.state, self.support, part) for part in parts], 0)
+
+
+def check_export(target: Path) -> None:
+    """Raises UserError if a SavedModel cannot be written there."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty folder; choose another --export_dir")
+    make_folder(target.absolute().parent, "--export_dir")
+
+
+def write_saved_model(target: Path, module: tf.Module, signature: Any, about: dict[str, Any]) -> None:
+    """Writes a SavedModel with `export.json` beside it, as a whole or not at all.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as temporary:
+            written = Path(temporary, target.name)
+            tf.saved_model.save(module, str(written), signatures=signature)
+            write_json(written / "export.json", about)
+            os.replace(written, target)
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{target}: the export could not be written ({reason}); free some space") from error
 
 
 class _Exported(tf.Module):

@@ -18,7 +18,8 @@ from maml.algorithms import losses
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.errors import UserError
-from maml.files import make_folder, read_json, write_json
+from maml.files import read_json, write_json
+from maml.learner import check_export, write_saved_model
 from maml.maml import MAML
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel
@@ -135,9 +136,10 @@ def train(
         folder, notes = open_run(config)
         for note in notes:
             print(note)
-        _check_same_model(folder, own)
+        about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
+        _check_same_model(folder, about)
         record_run(folder, config)
-        write_json(folder / ABOUT, _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)})
+        write_json(folder / ABOUT, about)
         try:
             trained = train_run(config, learner, data, folder)
         except tf.errors.OpError as error:
@@ -261,9 +263,7 @@ class OwnLearner:
             UserError: x or y are structures, or the folder is not empty.
         """
         target = Path(folder).expanduser()
-        if target.exists() and any(target.iterdir()):
-            raise UserError(f"{target}: exists and is not an empty folder; choose another")
-        make_folder(target.absolute().parent, "folder")
+        check_export(target)
         like = read_json(self.folder / ABOUT)["like"]
         if any(isinstance(part, list) for part in like):
             raise UserError("export: x or y are structures of arrays, which a SavedModel's signature does not take")
@@ -283,7 +283,8 @@ class OwnLearner:
             with self.model.model.quiet():
                 return {"outputs": self.model.predict(adapted, support_x, query_x)}
 
-        tf.saved_model.save(module, str(target), signatures=predict)
+        about = {"run": str(self.folder), "num_updates": self.config.num_updates, "config": self.config.to_dict()}
+        write_saved_model(target, module, predict, about)
 
     def _tensors(self, values: Any) -> Any:
         def tensor(value: Any) -> tf.Tensor:
@@ -390,19 +391,20 @@ def _about(model: Any, tasks: Any, loss: Any, adapt: Any, own: Any) -> dict[str,
     }
 
 
-def _check_same_model(folder: Path, own: KerasModel | FunctionModel) -> None:
-    """Raises UserError if a folder holds a run of another model."""
+def _check_same_model(folder: Path, about: dict[str, Any]) -> None:
+    """Raises UserError if a folder holds a run of another model or loss, or one that adapts other weights."""
     if not (folder / ABOUT).exists():
         return
-    before, now = read_json(folder / ABOUT), {name: list(weight.shape) for name, weight in own.init(0).items()}
+    before, now = read_json(folder / ABOUT), about["weights"]
     if before.get("weights") != now:
         other = sorted(set(map(str, before.get("weights", {}).items())) ^ set(map(str, now.items())))
         raise UserError(
             f"{folder} holds a run of another model (they differ in {listed(other)}): choose another logdir, or start "
             "over with resume=False"
         )
-    if before.get("adapted") != sorted(own.adapted):
-        raise UserError(f"{folder} holds a run that adapts other weights: choose another logdir, or resume=False")
+    for name, what in (("adapted", "that adapts other weights"), ("loss", "with another loss")):
+        if before.get(name) != about[name]:
+            raise UserError(f"{folder} holds a run {what}: choose another logdir, or start over with resume=False")
 
 
 def _shapes(like: tuple) -> list[Any]:

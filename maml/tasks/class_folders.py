@@ -9,13 +9,14 @@ import os
 from typing import NamedTuple
 
 from maml.errors import UserError
-from maml.tasks.image_files import hidden, is_image, listed, visible
+from maml.tasks.image_files import is_image, listed, visible
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid"),
     "test": ("test", "testing"),
 }
+SPLITS = tuple(SPLIT_NAMES)
 DEEPEST = 8  # a link to a folder above itself would never end
 
 
@@ -156,4 +157,4 @@ def images_in(folder: str) -> tuple[list[str], list[str]]:
     images = [entry.path for entry in files if is_image(entry.name)]
     if not images:
         raise UserError(f"{folder}: no images in it; put at least one there")
-    return images, [entry.name for entry in folders + files if entry.path not in images and not hidden(entry.name)]
+    return images, [entry.name for entry in folders + files if entry.path not in images]

@@ -1,8 +1,10 @@
 """Image files in folders and archives: finding, checking and decoding them."""
 
 import contextlib
+import io
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
@@ -54,6 +56,13 @@ def check_member(archive: str, name: str) -> None:
 def is_image(name: str) -> bool:
     """Whether a file's name ends like an image's."""
     return os.path.splitext(name)[1].lower() in FORMATS
+
+
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> BinaryIO:
+    """A zip's member in memory; one of more than `most` bytes, unpacked, is a ValueError."""
+    if info.file_size > most:
+        raise ValueError(f"{info.file_size} bytes")
+    return io.BytesIO(archive.read(info))
 
 
 def hidden(name: str) -> bool:

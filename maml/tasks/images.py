@@ -16,14 +16,13 @@ from maml import commands
 from maml.config.flags import UNSET
 from maml.errors import UserError
 from maml.tasks import cache
-from maml.tasks.class_folders import read_classes, split_folders
+from maml.tasks.class_folders import SPLITS, read_classes, split_folders
 from maml.tasks.image_files import MODES, ImageFile, decode, fit, opened, opener
 from maml.tasks.omniglot_images import RESIZES, drawing, omniglot_source
 from maml.tasks.prepare.writing import prepared_as
 from maml.tasks.split import ImageSplit, Source, check_fits, content_of, key_of
 
 DEFAULT_DIRS = {"omniglot": "data/omniglot", "miniimagenet": "data/miniImagenet"}
-SPLITS = ("train", "val", "test")
 OWN_DEFAULTS = {"image_size": 84, "channels": 3}
 MOST_PIXELS = 1024  # a side
 
@@ -118,7 +117,7 @@ def read_images(
     Omniglot's drawings are expected in ink on paper and come out inverted.
 
     Args:
-        paths: PNG or JPEG files.
+        paths: image files, of any format that Pillow knows among those of `image_files.FORMATS`.
         datasource, image_size, channels, resize: see `load_split`.
 
     Raises:

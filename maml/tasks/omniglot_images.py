@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import os
 import random
 import zipfile
@@ -22,6 +21,7 @@ from maml.tasks.image_files import (
     folder_files,
     hidden,
     listed,
+    open_member,
     opener,
     upright_on_white,
     visible,
@@ -190,11 +190,5 @@ def _archive_members(path: str, stack: contextlib.ExitStack) -> dict[str, Callab
         while name.startswith(top):
             name = name.removeprefix(top)
         if not info.is_dir() and not any(hidden(piece) for piece in name.split("/")):
-            members[name] = functools.partial(_open_member, archive, info)
+            members[name] = functools.partial(open_member, archive, info, _MOST_MEMBER_BYTES)
     return members
-
-
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    if info.file_size > _MOST_MEMBER_BYTES:
-        raise ValueError(f"{info.file_size} bytes")
-    return io.BytesIO(archive.read(info))

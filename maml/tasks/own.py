@@ -15,9 +15,10 @@ import tensorflow as tf
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
 from maml.errors import UserError
+from maml.tasks.class_folders import SPLITS
 
-SPLITS = ("train", "val", "test")
 PARTS = ("support x", "support y", "query x", "query y")
+MOST_TASKS = 100_000  # of a tf.data.Dataset, which is read into memory
 AHEAD = 4  # batches that are drawn while the model computes
 
 
@@ -27,17 +28,17 @@ class OwnTasks:
     error: what was wrong with a task that was drawn inside a compiled function.
     """
 
-    def __init__(self, config: Config, tasks: dict[str, Any], one_hot: int = 0):
+    def __init__(self, config: Config, tasks: dict[str, Any]):
         """Draws the first training task, which says what all of them look like.
 
         Args:
             tasks: by split; see `maml.train`.
-            one_hot: number of classes, where y are labels.
 
         Raises:
             UserError: tasks cannot be drawn, or are none.
         """
-        self.config, self.one_hot = config, one_hot
+        self.config = config
+        self.one_hot = 0  # number of classes, once it is known that y are labels
         self.draws = {split: _drawer(given, split) for split, given in tasks.items() if given is not None}
         self.fingerprint: dict[str, str] = {}  # the content of one's own tasks is not known
         self.error: UserError | None = None
@@ -134,7 +135,9 @@ def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]
     if hasattr(given, "episodes"):
         return lambda rng, number: tf.nest.map_structure(lambda a: np.asarray(a)[0], given.episodes(split, number, 1))
     if isinstance(given, tf.data.Dataset):
-        given = list(given.take(100_000).as_numpy_iterator())
+        given = list(given.take(MOST_TASKS + 1).as_numpy_iterator())
+        if len(given) > MOST_TASKS:
+            raise UserError(f"tasks: the tf.data.Dataset has more than {MOST_TASKS} tasks; give a function of rng")
     if inspect.isgenerator(given) or inspect.isgeneratorfunction(given):
         raise UserError("tasks: a generator cannot be repeated, so no run could resume; give a function of rng")
     if isinstance(given, Sequence):

@@ -248,6 +248,14 @@ def test_names_do_not_depend_on_what_was_built_before():
     assert weight_names(paths) == ["s/dense/kernel", "s/dense/bias", "s/dense_1/kernel", "s/lstm/lstm_cell/kernel"]
 
 
+def absolute(outputs, y):
+    return tf.reduce_mean(tf.abs(outputs - y))
+
+
+def fourth_power(outputs, y):
+    return tf.reduce_mean((outputs - y) ** 4)
+
+
 def generator(rng):
     yield line(rng)
 
@@ -336,6 +344,10 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, caps
         maml.train(other, line, logdir="x", **TINY)
     with pytest.raises(UserError, match="adapts other weights"):
         maml.train(small(), line, logdir="x", adapt="head", **TINY)
+    for _ in range(2):  # the same loss goes on
+        maml.train(small(), line, logdir="y", loss=absolute, **TINY)
+    with pytest.raises(UserError, match="with another loss"):
+        maml.train(small(), line, logdir="y", loss=fourth_power, **TINY)
     capsys.readouterr()
     assert run_here("--train=False", "--logdir=x") == 1
     assert "holds a run of your own model; in Python: maml.load(" in capsys.readouterr().err

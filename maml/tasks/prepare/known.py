@@ -16,12 +16,10 @@ import numpy as np
 
 from maml.errors import UserError
 from maml.tasks import safe_pickle
-from maml.tasks.class_folders import read_classes, split_folders, unwrapped
+from maml.tasks.class_folders import SPLITS, read_classes, split_folders, unwrapped
 from maml.tasks.image_files import ImageFile, listed, opener, visible
 from maml.tasks.prepare.pickles import text
 from maml.tasks.prepare.pictures import Found, Picture, prepared_name
-
-SPLITS = ("train", "val", "test")
 
 
 class Known(NamedTuple):

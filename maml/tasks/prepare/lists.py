@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from maml.errors import UserError
+from maml.tasks.class_folders import SPLITS
 from maml.tasks.image_files import ImageFile, listed
 from maml.tasks.prepare.pictures import Picture
 
@@ -21,7 +22,7 @@ def _official_classes() -> dict[str, tuple[str, ...]]:
     """The classes of Ravi & Larochelle's train, val and test."""
     with open(os.path.join(os.path.dirname(__file__), "miniimagenet_classes.txt"), encoding="ascii") as file:
         pairs = [line.split() for line in file]
-    return {split: tuple(name for part, name in pairs if part == split) for split in ("train", "val", "test")}
+    return {split: tuple(name for part, name in pairs if part == split) for split in SPLITS}
 
 
 CLASSES = _official_classes()

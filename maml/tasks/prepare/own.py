@@ -8,11 +8,9 @@ import numpy as np
 from maml import commands
 from maml.config import Config
 from maml.errors import UserError
-from maml.tasks.class_folders import read_classes, split_folders, unwrapped
+from maml.tasks.class_folders import SPLITS, read_classes, split_folders, unwrapped
 from maml.tasks.image_files import ImageFile, is_image, opener
 from maml.tasks.prepare.pictures import Found, Picture, prepared_name
-
-SPLITS = ("train", "val", "test")
 
 
 def find(source: str, output: str, splits: str, seed: int, size: int) -> tuple[Found, list[str]]:

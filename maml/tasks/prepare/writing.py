@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from maml.errors import UserError
+from maml.tasks.class_folders import SPLITS
 from maml.tasks.image_files import MODES, ImageFile, fit, for_each, listed, opened, reason_of, visible
 from maml.tasks.prepare.pictures import Found, Picture
 
-SPLITS = ("train", "val", "test")
 MARK = ".prepared"
 
 

@@ -1,14 +1,12 @@
 """Images in a zip, read in place."""
 
 import functools
-import io
 import os
 import zipfile
-from typing import BinaryIO
 
 from maml.errors import UserError
 from maml.tasks.class_folders import SPLIT_NAMES
-from maml.tasks.image_files import ImageFile, check_member, hidden, is_image
+from maml.tasks.image_files import ImageFile, check_member, hidden, is_image, open_member
 
 _MOST_IMAGE_BYTES = 1 << 26
 
@@ -27,17 +25,13 @@ def zip_images(path: str) -> list[tuple[str, ImageFile]]:
     for info in archive.infolist():
         check_member(path, info.filename)
         if is_image(info.filename) and not any(map(hidden, info.filename.split("/"))):
-            image = ImageFile(f"{path}/{info.filename}", functools.partial(_open_member, archive, info))
+            image = ImageFile(
+                f"{path}/{info.filename}", functools.partial(open_member, archive, info, _MOST_IMAGE_BYTES)
+            )
             images.append((info.filename, image))
     if not images:
         raise UserError(f"{path}: no images in it")
     return sorted(images)
-
-
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    if info.file_size > _MOST_IMAGE_BYTES:
-        raise ValueError(f"{info.file_size} bytes")
-    return io.BytesIO(archive.read(info))
 
 
 def split_of(path: str, name: str) -> str:
