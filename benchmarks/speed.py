@@ -22,7 +22,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks import floor, formulations
+from benchmarks import formulations, lower_bound
 from benchmarks.formulations import BFLOAT16, DEFAULT, FIRST_ORDER, OPTIONS, OURS, PLAIN, PLAIN_SMALL, RECOMPUTED, WHOLE
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
@@ -57,8 +57,8 @@ EXPLANATION = """\
 - *Official structure*: `tf.map_fn` over the tasks, each with its own convolutions, plain exact batch-norm and nested
   tapes, and only the query loss that is trained on (`benchmarks/official_structure.py`). It and ours gave the same
   meta-loss in this run, to {agreement:g}. It has TensorFlow's default threads; *with our threads* is the same with
-  kernels that do not split over cores, as ours (`maml/parts.py`).
-- *Floor*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/floor.py`) at the rate of the layers' products
+  kernels that do not split over cores, as ours (`maml/machine.py`).
+- *Lower bound*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/lower_bound.py`) at the rate of the layers' products
   alone, measured by turns with the rest: batched matrix products for strided networks, convolutions for pooled ones.
 """
 
@@ -87,7 +87,10 @@ def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) ->
         # The better of the rates at the size of the support and of the query set.
         bare = {}
         if config.convolutional:
-            bare = {f"products {n}": floor.products(config, network, n) for n in {*floor.support_and_query(config)}}
+            bare = {
+                f"products {n}": lower_bound.products(config, network, n)
+                for n in {*lower_bound.support_and_query(config)}
+            }
         calls = {name: worker.run for name, worker in workers.items()}
         times = by_turns(calls | {name: product.run for name, product in bare.items()}, repetitions, SECONDS)
 
@@ -97,11 +100,11 @@ def measure_steps(setting: Setting, names: tuple[str, ...], repetitions: int) ->
     row["seconds"] = {name: Spread.of(values)._asdict() for name, values in seconds.items()}
     ratios = [plain / ours for plain, ours in zip(seconds[PLAIN], seconds[OURS], strict=True)]
     row["plain_over_ours"] = Spread.of(ratios)._asdict()
-    row["multiply_adds"] = floor.meta_update_multiply_adds(config, network)
+    row["multiply_adds"] = lower_bound.meta_update_multiply_adds(config, network)
     if bare:
         rate = max(product.multiply_adds / Spread.of(times[name]).median for name, product in bare.items())
         row["flop_per_second"] = 2 * rate
-        row["floor_seconds"] = row["multiply_adds"] / rate
+        row["bound_seconds"] = row["multiply_adds"] / rate
     return row
 
 
@@ -211,14 +214,14 @@ def report(values: dict[str, Any]) -> str:
             spread(row, OURS),
             f"**{digits(row['plain_over_ours']['median'])}**" if "plain_over_ours" in row else "",
             *(spread(row, name) for name in variants),
-            digits(1000 * row["floor_seconds"]) if "floor_seconds" in row else "",
-            digits(row["seconds"][OURS]["median"] / row["floor_seconds"]) if "floor_seconds" in row else "",
+            digits(1000 * row["bound_seconds"]) if "bound_seconds" in row else "",
+            digits(row["seconds"][OURS]["median"] / row["bound_seconds"]) if "bound_seconds" in row else "",
         ]
         for row in rows
     ]
     titles = [TITLES[name] + ", ms" for name in [*names, OURS, *variants]]
     titles.insert(len(names) + 1, "official / ours")
-    header = ["meta-update", *titles, "floor, ms", "ours / floor"]
+    header = ["meta-update", *titles, "lower bound, ms", "ours / lower bound"]
     text = ["# Speed\n", machine_lines(values["machine"]) + "\n", table(header, steps)]
     text.append(EXPLANATION.format(loop=formulations.UPDATES_IN_A_LOOP, agreement=AGREEMENT))
     text.append("## Start and memory\n\nThe first meta-update of each process.\n")
@@ -263,7 +266,7 @@ def summary(part: dict[str, Any]) -> str:
     row = {"title": "", **part}
     if "seconds" in part:
         times = ", ".join(f"{name} {spread(row, name)} ms" for name in part["seconds"])
-        bare = f", floor {digits(1000 * part['floor_seconds'])} ms" if "floor_seconds" in part else ""
+        bare = f", lower bound {digits(1000 * part['bound_seconds'])} ms" if "bound_seconds" in part else ""
         memory = ", ".join(f"{found['memory_peak'] / 2**20:.0f}" for found in part["processes"].values())
         return f"{times}{bare}; {part['repetitions']} repetitions; peak memory {memory} MiB"
     if "episodes_per_second" in part:

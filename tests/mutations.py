@@ -70,7 +70,7 @@ BREAKAGES = [
     Breakage(
         "beta adapted in the inner loop",
         "maml/maml.py",
-        "theta = {name: weights[name] for name in weights if name in self.model.adapted}",
+        "theta = {name: weights[name] for name in weights if name in self.adapted}",
         "theta = dict(weights)",
         SCALE,
     ),

@@ -2,7 +2,7 @@
 
 Nothing here comes from the model's code: plain loops over tasks and steps, a convolution of
 [images, height, width, channels] with one kernel, batch- and layer-norm from means of squares,
-losses from their definitions. It also records on which side of its kink every ReLU and every max
+losses from their definitions. It also records on which side of its non-smooth point every ReLU and every max
 is, so that a test can tell whether two points lie on one smooth piece of the loss.
 """
 
@@ -52,11 +52,11 @@ class Setting:
 
 
 @dataclasses.dataclass
-class Kinks:
-    """On which side of its kink every ReLU and every max of a computation is, as far as it matters.
+class NonSmooth:
+    """On which side of its non-smooth point every ReLU and every max of a computation is, as far as it matters.
 
     names: a layer's place in the computation.
-    margins: how far its units are from their kinks (from zero, or from the second largest).
+    margins: how far its units are from their non-smooth points (from zero, or from the second largest).
     choices: what they chose (open, or which of the window).
     """
 
@@ -79,12 +79,12 @@ class Kinks:
         self.margins.append(np.asarray(margin))
         self.choices.append(np.asarray(choice))
 
-    def same_as(self, other: "Kinks") -> bool:
+    def same_as(self, other: "NonSmooth") -> bool:
         """Whether both computations lie on the same smooth piece."""
         return all(np.array_equal(mine, theirs) for mine, theirs in zip(self.choices, other.choices, strict=True))
 
     def near(self, distance: float) -> list[str]:
-        """The units nearer to their kinks than `distance`, nearest first."""
+        """The units nearer to their non-smooth points than `distance`, nearest first."""
         found = []
         for name, margin in zip(self.names, self.margins, strict=True):
             found += [(margin[tuple(unit)], f"{name} {unit.tolist()}") for unit in np.argwhere(margin < distance)]
@@ -121,7 +121,9 @@ def norm(hidden: tf.Tensor, weights: Tensors, layer: int, kind: str) -> tf.Tenso
     return (hidden - mean) / tf.sqrt(variance + epsilon) * scale + weights[f"model/{layer}/beta"]
 
 
-def forward(setting: Setting, inp: tf.Tensor, weights: Tensors, kinks: Kinks | None = None, where="") -> tf.Tensor:
+def forward(
+    setting: Setting, inp: tf.Tensor, weights: Tensors, nonsmooth: NonSmooth | None = None, where=""
+) -> tf.Tensor:
     """Outputs [examples, dim_output] of one task's [examples, dim_input]."""
     layers, pooled = setting.layers, bool(setting.shape) and setting.max_pool
     hidden = tf.reshape(inp, [-1, *setting.shape]) if setting.shape else inp
@@ -131,8 +133,8 @@ def forward(setting: Setting, inp: tf.Tensor, weights: Tensors, kinks: Kinks | N
         else:
             hidden = tf.linalg.matmul(hidden, weights[f"w{i + 1}"])
         hidden = norm(hidden + weights[f"b{i + 1}"], weights, i, setting.norm)
-        if kinks is not None:
-            kinks.record(f"{where}layer {i + 1}", hidden, pooled)
+        if nonsmooth is not None:
+            nonsmooth.record(f"{where}layer {i + 1}", hidden, pooled)
         hidden = pool(relu(hidden)) if pooled else relu(hidden)
     if setting.shape and setting.flat_head:
         hidden = tf.reshape(hidden, [hidden.shape[0], -1])
@@ -161,7 +163,7 @@ class Adapted:
 
 
 def adapt(
-    setting: Setting, weights: Tensors, task: Sequence, steps: int, kinks: Kinks | None = None, where=""
+    setting: Setting, weights: Tensors, task: Sequence, steps: int, nonsmooth: NonSmooth | None = None, where=""
 ) -> Adapted:
     """Gradient descent on one task's support set; the query set after every step."""
     inputa, labela, inputb, labelb = task
@@ -170,13 +172,13 @@ def adapt(
         inner = [name for name in fast if "/" not in name]
         with tf.GradientTape() as tape:
             tape.watch([fast[name] for name in inner])
-            outputs = forward(setting, inputa, fast, kinks, f"{where}support set, step {step}, ")
+            outputs = forward(setting, inputa, fast, nonsmooth, f"{where}support set, step {step}, ")
             support = loss(setting, outputs, labela)
         first = first or (outputs, support)
         slopes = tape.gradient(support, [fast[name] for name in inner])
         for name, slope in zip(inner, slopes, strict=True):
             fast[name] = fast[name] - setting.update_lr * (tf.stop_gradient(slope) if setting.stop_grad else slope)
-        outputbs.append(forward(setting, inputb, fast, kinks if step == steps else None, f"{where}query set, "))
+        outputbs.append(forward(setting, inputb, fast, nonsmooth if step == steps else None, f"{where}query set, "))
         lossesb.append(loss(setting, outputbs[-1], labelb))
     assert first is not None
     return Adapted(fast, *first, outputbs, lossesb)
@@ -195,15 +197,15 @@ def meta_gradient(setting: Setting, weights: Tensors, tasks: Sequence, steps: in
     return total, gradient
 
 
-def find_kinks(setting: Setting, weights: Tensors, tasks: Sequence, steps: int) -> Kinks:
+def find_nonsmooth(setting: Setting, weights: Tensors, tasks: Sequence, steps: int) -> NonSmooth:
     """What every ReLU and max does on the way to the tasks' last query losses; with 0 steps, to the support losses."""
-    kinks = Kinks()
+    nonsmooth = NonSmooth()
     for index, task in enumerate(tasks):
         if steps:
-            adapt(setting, weights, task, steps, kinks, f"task {index}, ")
+            adapt(setting, weights, task, steps, nonsmooth, f"task {index}, ")
         else:
-            forward(setting, task[0], weights, kinks, f"task {index}, support set, ")
-    return kinks
+            forward(setting, task[0], weights, nonsmooth, f"task {index}, support set, ")
+    return nonsmooth
 
 
 def tasks_of(episodes) -> list[tuple]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import floor, growth, measure, official_structure, speed
+from benchmarks import growth, lower_bound, measure, official_structure, speed
 from benchmarks.formulations import BFLOAT16, OURS, PLAIN, WHOLE, build
 from benchmarks.settings import ALL, random_data
 from benchmarks.worker import Worker
@@ -81,11 +81,11 @@ def test_multiply_adds_by_hand():
         datasource="omniglot", meta_batch_size=2, num_updates=3, num_classes=5, update_batch_size=1, query_size=2
     )
     dense = Network("fc", 3, 5, (4,), "None")
-    assert floor.meta_update_multiply_adds(config, dense) == 8520
+    assert lower_bound.meta_update_multiply_adds(config, dense) == 8520
     strided = Network("conv", 8 * 8 * 2, 5, (3,), "batch_norm", 8, 2)
-    assert [layer.multiply_adds for layer in floor.layers(strided)] == [864, 324, 81, 81, 15]
+    assert [layer.multiply_adds for layer in lower_bound.layers(strided)] == [864, 324, 81, 81, 15]
     pooled = Network("conv", 32 * 32, 5, (3,), "batch_norm", 32, 1, max_pool=True, flat_head=True)
-    assert [layer.multiply_adds for layer in floor.layers(pooled)] == [1024 * 27, 256 * 81, 64 * 81, 16 * 81, 60]
+    assert [layer.multiply_adds for layer in lower_bound.layers(pooled)] == [1024 * 27, 256 * 81, 64 * 81, 16 * 81, 60]
 
 
 @pytest.mark.parametrize("kind", ["strided, mean head", "pooled, flat head"])
@@ -93,9 +93,9 @@ def test_the_products_of_the_floor_are_those_of_a_gradient(kind):
     """Three products a layer, two in the first: as many multiply-adds as 3F − F₁ without the head."""
     network = tiny_model(kind, "batch_norm").model
     config = Config(datasource="omniglot", meta_batch_size=2)
-    bare = floor.products(config, network, examples=4)
+    bare = lower_bound.products(config, network, examples=4)
     bare.run()
-    convolutions = [layer.multiply_adds for layer in floor.layers(network)[:-1]]
+    convolutions = [layer.multiply_adds for layer in lower_bound.layers(network)[:-1]]
     tasks = 1 if network.max_pool else 2
     assert bare.multiply_adds == tasks * 4 * (3 * sum(convolutions) - convolutions[0])
 
@@ -159,7 +159,7 @@ def test_speed_writes_its_report(tmp_path, monkeypatch, capsys):
     assert speed.main(["--settings", "toy", "--repetitions", "2", "--output", str(tmp_path), *also]) == 0
     values = json.loads((tmp_path / "speed.json").read_text())
     row = values["settings"]["toy"]
-    assert row.keys() >= {"seconds", "floor_seconds", "episodes_per_second", "training", "processes"}
+    assert row.keys() >= {"seconds", "bound_seconds", "episodes_per_second", "training", "processes"}
     assert row["seconds"].keys() == {PLAIN, OURS, BFLOAT16}
     assert values["machine"]["tensorflow"] == tf.__version__
     text = (tmp_path / "speed.md").read_text()

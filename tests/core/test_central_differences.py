@@ -4,7 +4,7 @@ The whole step is differentiated: network, normalisation, every inner update and
 Its derivative along a line is (f(θ + h·d) − f(θ − h·d)) / 2h.
 
 Inner gradients jump where a ReLU or a max switches, and so does the loss after an inner update:
-across such a kink the difference is no derivative, however small h is. Along the random directions
+across such a point the difference is no derivative, however small h is. Along the random directions
 the test asserts that none switches between θ − h·d and θ + h·d; along single coordinates, with the
 same h, the agreement itself shows it.
 """
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from maml.maml import MAML
 from maml.models.official import Weights
-from tests.reference import Setting, find_kinks, tasks_of
+from tests.reference import Setting, find_nonsmooth, tasks_of
 from tests.tiny import NETWORKS, NORMS, flatten, tiny_episodes, tiny_model, tiny_weights
 
 TOLERANCE = 1e-6
@@ -69,13 +69,13 @@ def test_meta_gradient_equals_central_differences(network, norm, num_updates):
     rng = np.random.default_rng(3)
 
     step, setting, tasks = STEPS[num_updates], Setting.of(model), tasks_of(episodes)
-    kinks = find_kinks(setting, weights, tasks, num_updates)
+    nonsmooth = find_nonsmooth(setting, weights, tasks, num_updates)
     for _ in range(DIRECTIONS):
         direction = rng.normal(size=slope.shape)
         direction *= step / np.linalg.norm(direction)
         for sign in (-1, 1):
             there = line.unflatten(line.centre + sign * direction)
-            smooth = find_kinks(setting, there, tasks, num_updates).same_as(kinks)
+            smooth = find_nonsmooth(setting, there, tasks, num_updates).same_as(nonsmooth)
             assert smooth, "a unit switches: no derivative to compare with"
         expected = slope @ direction
         assert abs(line.derivative(direction) - expected) < TOLERANCE * abs(expected)

@@ -2,7 +2,7 @@
 
 In float64 nothing but the model's own arithmetic could hide a difference, so every number of a file
 is compared. In float32, the precision of training, the same comparisons are made where they have an
-answer: `golden/README.md` says which file lies too near a kink for that, and which unit it is.
+answer: `golden/README.md` says which file lies too near a non-smooth point for that, and which unit it is.
 """
 
 import ast
@@ -22,12 +22,12 @@ from maml.data_generator import Episodes
 from maml.maml import MAML
 from maml.models.official import Weights
 from maml.training.updates import update
-from tests.reference import Setting, find_kinks, tasks_of
+from tests.reference import Setting, find_nonsmooth, tasks_of
 from tests.tiny import adapt_all, meta_gradient, relative_error
 
 FILES = sorted(Path(__file__).with_name("golden").glob("*.npz"))
 TOLERANCE, LAYER_NORM_TOLERANCE = 1e-4, 3e-4  # layer-norm is the least well conditioned
-ROUNDING = 1e-5  # of a unit in float32; units switched that were 6e-6 from their kinks
+ROUNDING = 1e-5  # of a unit in float32; units switched that were 6e-6 from their non-smooth points
 AT_A_KINK = 1e-3  # of three updates where a unit is that near; one unit made 5e-4
 
 
@@ -82,22 +82,24 @@ def distance(actual, expected) -> float:
     return float(np.linalg.norm(np.asarray(actual) - expected) / np.linalg.norm(expected))
 
 
-def near_kinks(path: Path, weights: Weights, steps: int) -> list[str]:
+def near_nonsmooth(path: Path, weights: Weights, steps: int) -> list[str]:
     """Units that float32's rounding may switch on the way to the query losses after `steps` updates."""
     golden = load(path, "float64")
     exact = {name: tf.cast(weight, tf.float64) for name, weight in weights.items()}
-    return find_kinks(Setting.of(golden.model), exact, tasks_of(golden.episodes), steps).near(ROUNDING)
+    return find_nonsmooth(Setting.of(golden.model), exact, tasks_of(golden.episodes), steps).near(ROUNDING)
 
 
 @functools.cache
 def skip_reason(path: Path) -> str:
-    """Why float32 may find another adaptation than the file's: empty if no unit is at its kink."""
-    near = near_kinks(path, load(path, "float64").weights, load(path, "float64").steps)
-    return f"{len(near)} units are within float32's rounding of their kinks, such as {near[0]}" if near else ""
+    """Why float32 may find another adaptation than the file's: empty if no unit is at its non-smooth point."""
+    near = near_nonsmooth(path, load(path, "float64").weights, load(path, "float64").steps)
+    return (
+        f"{len(near)} units are within float32's rounding of their non-smooth points, such as {near[0]}" if near else ""
+    )
 
 
 def compare(path: Path, dtype: str, errors: dict[str, float], tolerance: float) -> None:
-    """Asserts that all errors are below the tolerance; in float32 at a kink, skips where they are not."""
+    """Asserts that all errors are below the tolerance; in float32 at a non-smooth point, skips where they are not."""
     if dtype == "float32" and max(errors.values()) >= tolerance and skip_reason(path):
         pytest.skip(f"error {max(errors.values()):.1e}: {skip_reason(path)}")
     assert max(errors.values()) < tolerance, errors
@@ -149,7 +151,7 @@ def test_meta_gradient(path, dtype):
 def test_three_updates(path, dtype, phase, losses, after):
     """Losses before each of three Adam updates, and the weights after them, compiled as in training.
 
-    The official weights come from float32: where a unit lies within its rounding of a kink on the way,
+    The official weights come from float32: where a unit lies within its rounding of a non-smooth point on the way,
     in either precision, the comparison allows for what one unit was seen to do.
     """
     golden = load(path, dtype)
@@ -173,6 +175,6 @@ def test_three_updates(path, dtype, phase, losses, after):
     tolerance = golden.tolerance
     if max(errors.values()) >= tolerance:
         steps = model.config.num_updates if phase == "metatrain" else 0
-        if any(near_kinks(path, weights, steps) for weights in trail):
+        if any(near_nonsmooth(path, weights, steps) for weights in trail):
             tolerance = AT_A_KINK
     compare(path, dtype, errors, tolerance)

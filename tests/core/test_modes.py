@@ -116,7 +116,7 @@ def test_tasks_side_by_side_equal_tasks_one_after_another(network, norm, monkeyp
 
 @per_case
 def test_float32_equals_float64(network, norm):
-    """Away from kinks, float32 differs by nothing but rounding, although it may run on other kernels."""
+    """Away from non-smooth points, float32 differs by nothing but rounding, although it may run on other kernels."""
     cases = (setting(network, norm, dtype) for dtype in ("float32", "float64"))
     single, double = (everything(model, eagerly)(weights, episodes) for model, weights, episodes in cases)
     assert relative_error(single, double) < TOLERANCES["float32"]

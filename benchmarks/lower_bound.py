@@ -1,4 +1,4 @@
-"""The arithmetic floor: how fast a meta-update would be if it were nothing but its products.
+"""The lower bound by arithmetic: how fast a meta-update would be if it were nothing but its products.
 
 A forward pass of one image takes F multiply-adds, F₁ of them in the first layer. A layer's product
 z = W x has two more in its gradient, ∂W and ∂x, and the first layer needs no ∂x: 3F − F₁ for a
