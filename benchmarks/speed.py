@@ -59,7 +59,8 @@ EXPLANATION = """\
   meta-loss in this run, to {agreement:g}. It has TensorFlow's default threads; *with our threads* is the same with
   kernels that do not split over cores, as ours (`maml/parallel.py`).
 - *Lower bound*: B·[K·S·(9F − 5F₁) + Q·(3F − F₁)] multiply-adds (`benchmarks/lower_bound.py`) at the rate of the layers'
-  products alone, measured by turns with the rest: batched matrix products for strided networks, convolutions for pooled ones.
+  products alone, measured by turns with the rest: batched matrix products for strided networks, convolutions for
+  pooled ones.
 """
 
 
