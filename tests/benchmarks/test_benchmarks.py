@@ -89,7 +89,7 @@ def test_multiply_adds_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["strided, mean head", "pooled, flat head"])
-def test_the_products_of_the_floor_are_those_of_a_gradient(kind):
+def test_the_products_of_the_lower_bound_are_those_of_a_gradient(kind):
     """Three products a layer, two in the first: as many multiply-adds as 3F − F₁ without the head."""
     network = tiny_model(kind, "batch_norm").model
     config = Config(datasource="omniglot", meta_batch_size=2)
