@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from maml.config import Config
@@ -21,8 +22,18 @@ class Worker:
     updates: meta-updates of one call of `run`.
     """
 
-    def __init__(self, formulation: str, config: Config, limit: float = threading.TIMEOUT_MAX):
+    def __init__(
+        self,
+        formulation: str,
+        config: Config | dict[str, Any],
+        limit: float = threading.TIMEOUT_MAX,
+        root: Path | None = None,
+    ):
         """Starts the process and waits for its first meta-update.
+
+        Args:
+            config: or its fields, where they are those of another version.
+            root: folder of the version that computes; None: this one.
 
         Raises:
             TimeoutError: it was not done after `limit` seconds.
@@ -34,11 +45,11 @@ class Worker:
             "-m",
             "benchmarks.worker",
             formulation,
-            json.dumps(config.to_dict()),
+            json.dumps(config.to_dict() if isinstance(config, Config) else config),
             f"{time.time()}",
         ]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         begin, too_long = time.perf_counter(), threading.Timer(limit, self._process.kill)
         too_long.start()

@@ -120,7 +120,7 @@ BREAKAGES = [
     ),
     Breakage(
         "Omniglot not inverted",
-        "maml/tasks/images.py",
+        "maml/tasks/omniglot_images.py",
         'return 255 - np.asarray(image.convert("L"))',
         'return np.asarray(image.convert("L"))',
         ("tasks/test_images",),
