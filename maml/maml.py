@@ -7,6 +7,7 @@ Finn, Abbeel & Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep
 Algorithm 2; behaviour of the official `maml.py`. All of this is about one task; `parallel` goes over a batch of them.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ import tensorflow as tf
 from maml.algorithms import losses
 from maml.algorithms.adam import adam_update
 from maml.algorithms.adapting import GradientBased, TrainState
+from maml.algorithms.annealing import step_weights
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.kernels.recompute import recomputed
@@ -62,16 +64,17 @@ class MAML(GradientBased):
         """One step of gradient descent on the support set [N·K, …]: θ' = θ − α ∇_θ L(θ).
 
         Args:
-            step: how many came before, where each has a learned α of its own.
+            step: how many came before, where each has learned weights of its own.
 
         Returns:
             θ', and the outputs and the loss of the support set under θ.
         """
+        here = self.of_step(weights, step)
         theta = {name: weights[name] for name in weights if name in self.adapted}
-        alpha = self.rates(weights, step)
+        alpha = self.rates(here)
         with tf.GradientTape() as tape:
             tape.watch(theta)
-            outputs = self.model.apply(weights, inputa)
+            outputs = self.model.apply(here, inputa)
             loss = self.loss_func(outputs, labela, shots)
         gradients = dense(tape.gradient(loss, theta, unconnected_gradients="zero"))
         if self.config.stop_grad:  # first-order MAML
@@ -93,7 +96,7 @@ class MAML(GradientBased):
             if step == 1:
                 outputa, lossa = outputs, loss
             if every_step or step == num_updates:
-                outputbs.append(self.predict(fast, inputa, inputb))
+                outputbs.append(self.predict(self.of_step(fast, step - 1), inputa, inputb))
                 lossesb.append(self.loss_func(outputbs[-1], labelb))
         return Outcome(fast, outputa, outputbs, lossa, lossesb)
 
@@ -106,23 +109,35 @@ class MAML(GradientBased):
         shots = tf.cast(tf.shape(inputa)[0], inputa.dtype) / labela.shape[-1]
         for step in range(num_updates):
             weights, _, _ = self.inner_step(weights, inputa, labela, step, shots)
-        return weights
+        return self.of_step(weights, max(0, num_updates - 1))
 
-    def meta_loss(self, weights: Weights, task: Episodes) -> tf.Tensor:
-        """One task's query loss after the last inner step, []."""
-        return self.task_metalearn(weights, task, self.config.num_updates).lossesb[-1]
+    def meta_loss(self, weights: Weights, task: Episodes, epoch: int | tf.Tensor = 0) -> tf.Tensor:
+        """One task's query loss after the last inner step, [], or Σ v_k times that after step k (MAML++)."""
+        steps, epochs = self.config.num_updates, self.config.multi_step_loss_num_epochs
+        lossesb = self.task_metalearn(weights, task, steps, every_step=epochs > 0).lossesb
+        if not epochs:
+            return lossesb[-1]
+        return tf.reduce_sum(step_weights(epoch, steps, epochs, self.config.dtype) * tf.stack(lossesb))
 
     def pretrain_loss(self, weights: Weights, task: Episodes) -> tf.Tensor:
         """One task's support loss before adaptation, []."""
-        return self.loss_func(self.model.apply(weights, task.inputa), task.labela)
+        return self.loss_func(self.model.apply(self.of_step(weights, 0), task.inputa), task.labela)
 
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The tasks' mean loss in the phase of this iteration, pre-training or meta-training, and its gradient by θ."""
         return self.of_phase(
             iteration,
             lambda: mean_gradient(self.pretrain_loss, weights, episodes, self.side_by_side),
-            lambda: mean_gradient(self.meta_loss, weights, episodes, self.side_by_side),
+            lambda: self.meta_gradient(weights, episodes, self.epoch(iteration)),
         )
+
+    def meta_gradient(self, weights: Weights, episodes: Episodes, epoch: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
+        """The tasks' mean meta-loss in an epoch of meta-training, and its gradient by θ."""
+
+        def of(learner: MAML) -> tuple[tf.Tensor, Weights]:
+            return mean_gradient(partial(learner.meta_loss, epoch=epoch), weights, episodes, self.side_by_side)
+
+        return self.of_epoch(epoch, of)
 
     def apply(self, state: TrainState, gradients: Weights, iteration: tf.Tensor | int) -> TrainState:
         """One Adam step, by the Adam of the phase; miniImageNet's meta-gradient is clipped before."""
@@ -130,7 +145,7 @@ class MAML(GradientBased):
         def step(phase: str) -> TrainState:
             clips = self.config.clips_gradient and phase == "metatrain"
             limited = {name: clipped(gradient) for name, gradient in gradients.items()} if clips else gradients
-            weights, adam = adam_update(state.weights, limited, getattr(state, phase), self.config.meta_lr)
+            weights, adam = adam_update(state.weights, limited, getattr(state, phase), self.meta_lr(iteration))
             return state._replace(weights=weights, **{phase: adam})
 
         return self.of_phase(iteration, lambda: step("pretrain"), lambda: step("metatrain"))

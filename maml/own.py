@@ -65,7 +65,7 @@ class OwnMAML(MAML):
         with self.model.quiet():
             for step in range(num_updates):
                 weights, _, _ = self.inner_step(weights, inputa, labela, step)
-        return weights
+        return self.of_step(weights, max(0, num_updates - 1))
 
     def predict(self, adapted: Weights, inputa: Any, inputb: Any) -> Any:
         """Outputs of one task's query set under adapted weights."""

@@ -49,6 +49,8 @@ _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", 
 
 _GRADIENT_FLAGS = {"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"}
 _GRADIENT_FLAGS |= {"baseline", "pretrain_iterations", "check_gradients", "recompute", "adapt", "learn_rates"}
+_GRADIENT_FLAGS |= {"per_step_bn", "multi_step_loss_num_epochs", "first_order_to_second_order_epoch"}
+_GRADIENT_FLAGS |= {"total_epochs", "min_learning_rate", "total_iter_per_epoch"}
 
 ENTRIES = {
     "maml": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), regresses=True),

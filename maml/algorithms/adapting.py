@@ -2,13 +2,15 @@
 
 import abc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from maml.algorithms import losses
+from maml.algorithms import annealing, losses
 from maml.algorithms.adam import AdamState, adam_init
 from maml.algorithms.protocol import Algorithm, Column
+from maml.config import Config
 from maml.data_generator import Episodes
 from maml.models.protocol import Weights
 from maml.parallel import map_tasks
@@ -55,6 +57,10 @@ class GradientBased(Adapting):
     """MAML and its family: the abstract methods make it a certain one; `maml.maml.MAML` says what they do."""
 
     @abc.abstractmethod
+    def of(self, config: Config) -> "GradientBased":
+        """The same learner with another setting."""
+
+    @abc.abstractmethod
     def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor, shots: Any = None) -> tf.Tensor:
         """Loss of one task, []."""
 
@@ -74,20 +80,31 @@ class GradientBased(Adapting):
             return every
         return every & self.model.head if which == "head" else every - self.model.head
 
-    def rates(self, weights: Weights, step: int | tf.Tensor) -> dict[str, Any]:
-        """α of every adapted weight in an inner step: the config's, or the learned one.
+    @property
+    def per_step(self) -> frozenset[str]:
+        """The names of the weights of which each inner step has its own: they have a leading axis of num_updates."""
+        rates = {RATE + name for name in self.adapted} if self.config.learn_rates == "step" else ()
+        return frozenset(rates).union(self.model.norms if self.config.per_step_bn else ())
 
-        Steps beyond those of the training take the α of the last one.
+    def of_step(self, weights: Weights, step: int | tf.Tensor) -> Weights:
+        """The weights that an inner step computes with: where each step has its own, those of this step.
+
+        Steps beyond those of the training take the last row. The query set after a step is computed with its row.
 
         Args:
-            weights: those learned have α as `alpha/<weight>`, of the weight's shape or [num_updates].
             step: how many came before.
         """
-        learned = self.config.learn_rates
-        if learned == "none":
+        return weights | {name: weights[name][row(weights[name], step)] for name in self.per_step}
+
+    def rates(self, weights: Weights) -> dict[str, Any]:
+        """α of every adapted weight in an inner step: the config's, or the learned one.
+
+        Args:
+            weights: the step's; those learned have α as `alpha/<weight>`, of the weight's shape or [].
+        """
+        if self.config.learn_rates == "none":
             return dict.fromkeys(self.adapted, self.config.update_lr)
-        alpha = {name: weights[RATE + name] for name in self.adapted}
-        return alpha if learned == "weight" else {name: rows[row(rows, step)] for name, rows in alpha.items()}
+        return {name: weights[RATE + name] for name in self.adapted}
 
     def init_rates(self, weights: Weights) -> Weights:
         """The learned α before the first update: drawn from U(0.005, 0.1) for every weight, or `update_lr` a step.
@@ -108,7 +125,9 @@ class GradientBased(Adapting):
 
     def init_state(self) -> TrainState:
         """Fresh weights from the config's seed, and both Adam states at zero."""
-        weights = self.model.init(self.config.seed)
+        config, weights = self.config, self.model.init(self.config.seed)
+        if config.per_step_bn:
+            weights |= {name: tf.stack([weights[name]] * config.num_updates) for name in self.model.norms}
         weights |= self.init_rates(weights)
         return TrainState(weights, adam_init(weights), adam_init(weights))
 
@@ -118,6 +137,37 @@ class GradientBased(Adapting):
         if pretraining in (0, self.config.total_iterations):
             return pretrain() if pretraining else metatrain()
         return tf.cond(iteration < pretraining, pretrain, metatrain)
+
+    def epoch(self, iteration: tf.Tensor | int) -> tf.Tensor | int:
+        """The epoch of meta-training that an iteration belongs to, from 0."""
+        return (iteration - self.config.pretraining) // self.config.total_iter_per_epoch
+
+    def of_epoch(self, epoch: tf.Tensor | int, compute: Callable[[Any], Any]) -> Any:
+        """What a function returns of this learner as it is in an epoch.
+
+        That is first order until an epoch, and has a loss of every step until another, if so wanted; what is not of
+        the epoch costs nothing.
+        """
+        config = self.config
+        order, multi_step = config.first_order_to_second_order_epoch + 1, config.multi_step_loss_num_epochs
+
+        def since(start: int, borders: list[int]) -> Any:
+            early, every = config.stop_grad or start < order, multi_step if start < multi_step else 0
+            learner = self.of(config.replace(stop_grad=early, multi_step_loss_num_epochs=every))
+            if not borders:
+                return compute(learner)
+            later = partial(since, borders[0], borders[1:])
+            return tf.cond(tf.less(epoch, borders[0]), lambda: compute(learner), later)
+
+        borders = sorted({order, multi_step} - {0})
+        return since(0, borders) if borders else compute(self)
+
+    def meta_lr(self, iteration: tf.Tensor | int) -> tf.Tensor | float:
+        """β of an iteration: the config's, or what a cosine makes of it by the epoch."""
+        highest, lowest, epochs = self.config.meta_lr, self.config.min_learning_rate, self.config.total_epochs
+        if not epochs:
+            return highest
+        return annealing.cosine_rate(self.epoch(iteration), highest, lowest, epochs, self.config.dtype)
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
         """The model's names; a learned α is `alpha/<weight>`."""
@@ -168,5 +218,6 @@ class GradientBased(Adapting):
                     loss,
                 )
                 yield from ((f"weight {name} after inner step {step}", weight) for name, weight in fast.items())
-            lossb = self.loss_func(self.predict(fast, task.inputa, task.inputb), task.labelb)
+            last = self.of_step(fast, self.config.num_updates - 1)
+            lossb = self.loss_func(self.predict(last, task.inputa, task.inputb), task.labelb)
             yield f"query loss after inner step {self.config.num_updates}", lossb

@@ -49,8 +49,9 @@ class ANIL(MAML):
     def __init__(self, config: Config, model: Model | None = None):
         """Builds the learner for a setting; `model` stands in for the official network."""
         super().__init__(config, model)
-        # A model of one's own cannot be cut in two; its body is computed in every step.
-        self.network = self.model if isinstance(self.model, Network) and config.adapt == "head" else None
+        # A model of one's own cannot be cut in two, and a body that has weights for each step is not the same in all.
+        once = config.adapt == "head" and not config.per_step_bn
+        self.network = self.model if isinstance(self.model, Network) and once else None
         self.on_features = MAML(config, Head(self.network)) if self.network else self
 
     def task_metalearn(self, weights: Weights, task: Episodes, num_updates: int, every_step: bool = False) -> Outcome:

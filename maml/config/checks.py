@@ -72,6 +72,9 @@ def _check_network(config: "Config") -> None:
         raise UserError(f"--{changed[0]} is for images; choose a --datasource other than sinusoid")
     if config.normalize != "auto":
         _ = config.normalization  # refuses what it cannot read
+    if config.per_step_bn and (config.norm != "batch_norm" or config.datasource == "own"):
+        own = "a model of your own" if config.datasource == "own" else f"--norm={config.norm}"
+        raise UserError(f"--per_step_bn is for the official networks with --norm=batch_norm, and this run has {own}")
     if config.bfloat16 and not (config.convolutional and config.dtype == "float32"):
         raise UserError("--bfloat16 is for convolutional networks in float32 only")
     if config.channels not in (UNSET, 1, 3):

@@ -128,6 +128,27 @@ class Flags:
         choices=("none", "weight", "step"),
         kind="network",
     )
+    per_step_bn: bool = _flag(
+        False, "a shift and a scale of batch-norm for each inner step, both meta-learned (as in MAML++)", kind="network"
+    )
+    multi_step_loss_num_epochs: int = _flag(
+        0,
+        "epochs in which the query losses after all inner steps count, the last one ever more (MAML++; 0: the last "
+        "alone counts)",
+        least=0,
+    )
+    first_order_to_second_order_epoch: int = _flag(
+        -1,
+        "the last epoch that is first order; second order behind it (MAML++; -1: second order from the start)",
+        least=-1,
+    )
+    total_epochs: int = _flag(
+        0, "epochs in which meta_lr falls to min_learning_rate, by a cosine (MAML++; 0: it stays)", least=0
+    )
+    min_learning_rate: float = _flag(1e-5, "what meta_lr falls to, with --total_epochs", least=0)
+    total_iter_per_epoch: int = _flag(
+        500, "meta-training iterations of an epoch, in the flags that count epochs", least=1
+    )
 
     # Logging, saving and testing.
     log: bool = _flag(True, "write TensorBoard summaries", kind="call")

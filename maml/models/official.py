@@ -36,6 +36,7 @@ class Network(Model):
     image_size, channels: of the images; 0 where there are none.
     bfloat16: the convolutions round their inputs and kernels to bfloat16.
     normalization: mean and standard deviation of each channel, by which images are normalized first.
+    scale: batch-norm has a scale, too.
     flat_head: the head reads the flattened last map; otherwise its mean over space.
     """
 
@@ -51,13 +52,14 @@ class Network(Model):
     dtype: str = "float32"
     bfloat16: bool = False
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    scale: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> "Network":
         """The network that the official code builds for this setting."""
         if not config.classification:
             dim_input = 3 if config.baseline == "oracle" else 1
-            return cls("fc", dim_input, 1, (40, 40), config.norm, dtype=config.dtype)
+            return cls("fc", dim_input, 1, (40, 40), config.norm, dtype=config.dtype, scale=config.per_step_bn)
         image_size, channels = config.image_shape
         hidden = (config.num_filters,) if config.conv else (256, 128, 64, 64)
         return cls(
@@ -73,6 +75,7 @@ class Network(Model):
             dtype=config.dtype,
             bfloat16=config.bfloat16,
             normalization=config.normalization,
+            scale=config.per_step_bn,
         )
 
     @property
@@ -115,6 +118,12 @@ class Network(Model):
         name = "conv" if self.kind == "conv" else "w"
         body = [f"{kind}{layer}" for layer in range(1, self.layers) for kind in (name, "b")]
         return self.head.union(body)
+
+    @property
+    def norms(self) -> frozenset[str]:  # type: ignore[override]
+        """The shift of every normalisation, and the scale of those that have one."""
+        kinds = {"None": (), "layer_norm": ("beta", "gamma")}.get(self.norm, ("beta", "gamma")[: 1 + self.scale])
+        return frozenset(f"model/{layer}/{kind}" for layer in range(self.layers - 1) for kind in kinds)
 
     @property
     def compiled(self) -> bool:  # type: ignore[override]
@@ -185,14 +194,14 @@ def glorot_uniform(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed, -limit, limit, alg="philox")
 
 
-def _norm_weights(sizes: list[int], norm: str) -> Weights:
-    weights = {}
-    for i, size in enumerate(sizes):
-        if norm != "None":
-            weights[f"model/{i}/beta"] = tf.zeros([size])
-        if norm == "layer_norm":
-            weights[f"model/{i}/gamma"] = tf.ones([size])
-    return weights
+def _norm_weights(sizes: list[int], network: Network) -> Weights:
+    initial = {"beta": tf.zeros, "gamma": tf.ones}
+    return {
+        f"model/{i}/{kind}": fresh([size])
+        for i, size in enumerate(sizes)
+        for kind, fresh in initial.items()
+        if f"model/{i}/{kind}" in network.norms
+    }
 
 
 def construct_fc_weights(network: Network, seed: int) -> Weights:
@@ -202,7 +211,7 @@ def construct_fc_weights(network: Network, seed: int) -> Weights:
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
         weights[f"w{i}"] = _truncated_normal([fan_in, fan_out], _seed(seed, i))
         weights[f"b{i}"] = tf.zeros([fan_out])
-    return weights | _norm_weights(sizes[1:-1], network.norm)
+    return weights | _norm_weights(sizes[1:-1], network)
 
 
 def construct_conv_weights(network: Network, seed: int) -> Weights:
@@ -222,7 +231,7 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
     else:
         weights["w5"] = tf.random.stateless_normal([filters, network.dim_output], _seed(seed, 5), alg="philox")
     weights["b5"] = tf.zeros([network.dim_output])
-    return weights | _norm_weights([filters] * CONV_BLOCKS, network.norm)
+    return weights | _norm_weights([filters] * CONV_BLOCKS, network)
 
 
 def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
@@ -239,7 +248,7 @@ def features_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=No
     """The hidden layers of a fully connected network: [examples, dim_input] → [examples, units]."""
     for i in range(1, network.layers):
         hidden = add_bias(product(inp, weights[f"w{i}"]), weights[f"b{i}"], network.norm)
-        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network.norm, reference))
+        inp = tf.nn.relu(normalize(hidden, weights, i - 1, network, reference))
     return inp
 
 
@@ -281,9 +290,9 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     else:
         hidden = conv2d(inp, kernel, stride)
     hidden = add_bias(hidden, bias, network.norm)
-    if network.norm == "batch_norm" and network.max_pool:
+    if network.norm == "batch_norm" and network.max_pool and not network.scale:
         return batch_norm_relu_pool(hidden, weights[f"model/{block}/beta"], BATCH_NORM_EPSILON, reference)
-    hidden = tf.nn.relu(normalize(hidden, weights, block, network.norm, reference))
+    hidden = tf.nn.relu(normalize(hidden, weights, block, network, reference))
     return max_pool(hidden) if network.max_pool else hidden
 
 
@@ -295,17 +304,20 @@ def add_bias(hidden: tf.Tensor, bias: tf.Tensor, norm: str) -> tf.Tensor:
     return hidden if norm == "batch_norm" else hidden + bias
 
 
-def normalize(inp: tf.Tensor, weights: Weights, layer: int, norm: str, reference=None) -> tf.Tensor:
+def normalize(inp: tf.Tensor, weights: Weights, layer: int, network: Network, reference=None) -> tf.Tensor:
     """Normalises [examples, …, channels], or does nothing.
 
     Batch-norm standardizes every channel by the statistics of the batch at hand, in training and in testing
-    (transductive), or by those of its first `reference` examples. It has a shift but no scale.
+    (transductive), or by those of its first `reference` examples. It has a shift, but officially no scale.
     Layer-norm standardizes every example, and has both.
     """
     axes = list(range(len(inp.shape)))
-    if norm == "batch_norm":
-        return standardize(inp, axes[:-1], BATCH_NORM_EPSILON, reference) + weights[f"model/{layer}/beta"]
-    if norm == "layer_norm":
+    if network.norm == "None":
+        return inp
+    if network.norm == "batch_norm":
+        standard = standardize(inp, axes[:-1], BATCH_NORM_EPSILON, reference)
+    else:
         standard = standardize(inp, axes[1:], LAYER_NORM_EPSILON)
-        return standard * weights[f"model/{layer}/gamma"] + weights[f"model/{layer}/beta"]
-    return inp
+    scale = f"model/{layer}/gamma"
+    scaled = standard * weights[scale] if scale in network.norms else standard
+    return scaled + weights[f"model/{layer}/beta"]

@@ -14,6 +14,7 @@ class Model(abc.ABC):
 
     adapted: names of the weights that the inner loop adapts; the others are meta-learned only.
     head: names of the last layer's weights.
+    norms: names of the normalisations' shifts and scales.
     input_shape: of an example.
     dtype: floating-point type of weights, inputs and outputs.
     compiled: whether XLA is to compile it, and all tasks of a batch are to be computed side by side. That
@@ -22,6 +23,7 @@ class Model(abc.ABC):
 
     adapted: frozenset[str]
     head: frozenset[str]
+    norms: frozenset[str] = frozenset()
     input_shape: tuple[int, ...]
     dtype: str = "float32"
     compiled: bool = False

@@ -136,10 +136,9 @@ def central_difference(
 
 def _meta_gradient(model: MAML, stop_grad: bool, weights: Weights, episodes: Episodes) -> dict[str, np.ndarray]:
     """The model's meta-gradient, with second derivatives or without."""
-    variant = model
-    if model.config.stop_grad != stop_grad:
-        variant = model.of(model.config.replace(stop_grad=stop_grad))
-    _, gradient = tf.function(variant.gradient, autograph=False)(weights, episodes, 0)
+    changes = {"stop_grad": stop_grad, "first_order_to_second_order_epoch": -1}
+    variant = model.of(model.config.replace(**changes))
+    _, gradient = tf.function(variant.meta_gradient, autograph=False)(weights, episodes, 0)
     return {name: slope.numpy() for name, slope in gradient.items()}
 
 
