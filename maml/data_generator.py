@@ -82,6 +82,7 @@ class DataGenerator:
                     image_size=size,
                     channels=channels,
                     resize=config.omniglot_resize,
+                    conventions=config.conventions,
                 )
                 left_out = too_small(split, f"{config.datasource} {name}", *config.task_size(name))
                 if left_out:
@@ -104,7 +105,7 @@ class DataGenerator:
                 classes,
                 shots,
                 queries,
-                turn=config.datasource == "omniglot" or (config.rotate_classes and split == "train"),
+                turn=config.turns_classes(split),
                 change=self._augmentation if split == "train" else None,
             )
         else:

@@ -7,7 +7,7 @@ learner.adapt(x, y).predict(new_x)
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,9 @@ class OwnMAML(MAML):
         """Outputs of one task's query set under adapted weights."""
         return self.model.apply(adapted, inputb)
 
-    def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
+    def evaluate(
+        self, weights: Weights | Sequence[Weights], episodes: Episodes, num_updates: int
+    ) -> dict[str, tf.Tensor]:
         """As MAML's, without dropout."""
         with self.model.quiet():
             return super().evaluate(weights, episodes, num_updates)

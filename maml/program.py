@@ -23,6 +23,7 @@ from absl import app, flags
 
 from maml import commands
 from maml.config import Config, names_of
+from maml.config.flags import UNSET
 from maml.config.record import expanded
 from maml.errors import UserError
 from maml.files import write_text
@@ -165,7 +166,8 @@ def run_training(config: Config, notes: list[str]) -> int:
     print(f"Checkpoints: {folder}")
     if config.log:
         print(f"TensorBoard: {commands.quoted(['tensorboard', f'--logdir={folder.parent}'])}")
-    test = commands.program("main.py", "--train=False", "--test_set=True", f"--logdir={folder}")
+    ensemble = ["--test_checkpoint=ensemble"] if config.val_tasks and config.keep_best > 1 else []
+    test = commands.program("main.py", "--train=False", "--test_set=True", *ensemble, f"--logdir={folder}")
     print(f"Test it:     {test}")
     return 0
 
@@ -183,20 +185,23 @@ def run_test(config: Config, folder: Path) -> int:
 
     check_memory(config)
     print_setting(config)
-    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
+    ensemble = config.test_checkpoint == "ensemble"
+    checkpoint = checkpoints.choose(folder, "best" if ensemble else config.test_checkpoint, config.test_iter)
+    members = checkpoints.best_last(folder) if ensemble and config.test_iter == UNSET else [checkpoint]
     model = algorithms.build(config)
-    state, _ = checkpoints.restore(checkpoint, model)
+    weights = [checkpoints.restore(member, model)[0].weights for member in members]
     if config.export_dir:
-        export(Learner(config, model, state.weights, checkpoint.prefix))
+        export(Learner(config, model, weights[0], checkpoint.prefix))
     split = "test" if config.test_set else "val"
     check_data_dir(config, folder)
     data = DataGenerator(config, (split,))
     if data.left_out:
         print(f"Classes with too few images for the tasks are left out: {len(data.left_out[split])}")
     evaluator = Evaluator(model, data)
-    print(f"Testing {checkpoint.prefix} on {config.test_tasks} {split} tasks")
+    tested = "_".join(member.prefix.name for member in members)
+    print(f"Testing {folder / tested} on {config.test_tasks} {split} tasks")
     measures = evaluator.tasks(
-        state.weights,
+        weights if ensemble else weights[0],
         split,
         config.test_tasks,
         config.evaluation_updates,
@@ -205,9 +210,9 @@ def run_test(config: Config, folder: Path) -> int:
     values = measures["accuracy" if config.classification else "loss"]
     result = TestResult.of(values)
     columns = model.columns(config.evaluation_updates)
-    newest = checkpoint.prefix == checkpoints.choose(folder, "latest", -1).prefix
+    newest = tested == checkpoints.choose(folder, "latest", -1).prefix.name
     run = load_config(folder) if (folder / RUN_FILE).exists() else config
-    table = write_results(folder, config, run, values, result, columns, checkpoint.prefix.name, newest)
+    table = write_results(folder, config, run, values, result, columns, tested, newest)
     print(result_table(result, config, columns))
     print(f"Written to {table} (and .pkl, .json)")
     return 0

@@ -19,7 +19,7 @@ class Entry:
 
     where: module:class.
     flags: those that only some algorithms use, this one among them; all others are for all of them.
-    defaults: what its authors used, where it is not the flag's default.
+    defaults: what its authors used, by data source and number of classes, where it is not the flag's default.
     training_classes: classes of a training task, by data source and shots; None: as in a test.
     training_queries: query examples a class of a training task; None: as in a test.
     inner_steps: whether it adapts in gradient steps; the others only learn an embedding.
@@ -28,7 +28,7 @@ class Entry:
 
     where: str
     flags: frozenset[str]
-    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Callable[[str, int], dict[str, Any]] = lambda datasource, ways: {}
     training_classes: Callable[[str, int], int | None] = lambda datasource, shots: None
     training_queries: Callable[[str], int | None] = lambda datasource: None
     inner_steps: bool = True
@@ -43,6 +43,27 @@ def _five_queries(datasource: str) -> int | None:
     return None if datasource == "miniimagenet" else 5
 
 
+def _always(**values: Any) -> Callable[[str, int], dict[str, Any]]:
+    return lambda datasource, ways: values
+
+
+def _plus_plus(datasource: str, ways: int) -> dict[str, Any]:
+    """As in the configurations of the paper, of commit 1d872d3 of AntreasAntoniou/HowToTrainYourMAMLPytorch.
+
+    The inner rate is 0.1 or 0.01 there, of a loss that is a mean; the loss here is N times as large.
+    """
+    tricks = {"learn_rates": "step", "num_updates": 5, "total_epochs": 250, "metatrain_iterations": 125_000}
+    tricks |= {"val_interval": 500, "val_tasks": 600, "keep_best": 3}
+    if datasource in ("sinusoid", "own"):
+        return tricks | {"multi_step_loss_num_epochs": 20}
+    images = tricks | {"conventions": "maml++", "per_step_bn": True, "max_pool": True}
+    if datasource in ("miniimagenet", "folder"):
+        sizes = {"num_filters": 32, "meta_batch_size": 4, "query_size": 15, "update_lr": 0.01 / ways}
+        return images | sizes | {"multi_step_loss_num_epochs": 50}
+    sizes = {"num_filters": 64, "meta_batch_size": 16, "query_size": 1, "update_lr": 0.1 / ways}
+    return images | sizes | {"multi_step_loss_num_epochs": 20} | ({} if datasource else {"datasource": "omniglot"})
+
+
 _POOLED_64 = {"max_pool": True, "num_filters": 64}
 _METRIC_FLAGS = {"meta_lr", "train_num_classes", "distance", "attention_scale", "halving_interval"}
 _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", "eval_inner_iters", "eval_inner_batch"}
@@ -50,26 +71,27 @@ _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", 
 _GRADIENT_FLAGS = {"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"}
 _GRADIENT_FLAGS |= {"baseline", "pretrain_iterations", "check_gradients", "recompute", "adapt", "learn_rates"}
 _GRADIENT_FLAGS |= {"per_step_bn", "multi_step_loss_num_epochs", "first_order_to_second_order_epoch"}
-_GRADIENT_FLAGS |= {"total_epochs", "min_learning_rate", "total_iter_per_epoch"}
+_GRADIENT_FLAGS |= {"keep_best", "conventions", "total_epochs", "min_learning_rate", "total_iter_per_epoch"}
 
 ENTRIES = {
     "maml": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), regresses=True),
-    "anil": Entry("maml.algorithms.anil:ANIL", frozenset(_GRADIENT_FLAGS), {"adapt": "head"}, regresses=True),
+    "anil": Entry("maml.algorithms.anil:ANIL", frozenset(_GRADIENT_FLAGS), _always(adapt="head"), regresses=True),
     "metasgd": Entry(
         "maml.maml:MAML",
         frozenset(_GRADIENT_FLAGS),
-        {"learn_rates": "weight", "num_updates": 1},
+        _always(learn_rates="weight", num_updates=1),
         regresses=True,
     ),
+    "maml++": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), _plus_plus, regresses=True),
     "reptile": Entry(
         "maml.algorithms.reptile:Reptile",
         frozenset({"update_lr", "train_update_lr", "conv", "meta_step", "meta_step_final"} | _MINIBATCHES),
-        {"datasource": "omniglot", "meta_batch_size": 5, "update_lr": 0.001},
+        _always(datasource="omniglot", meta_batch_size=5, update_lr=0.001),
     ),
     "protonet": Entry(
         "maml.algorithms.protonet:PrototypicalNetworks",
         frozenset(_METRIC_FLAGS),
-        {"datasource": "omniglot", "meta_batch_size": 1, "halving_interval": 2000} | _POOLED_64,
+        _always(datasource="omniglot", meta_batch_size=1, halving_interval=2000, **_POOLED_64),
         training_classes=_protonet_ways,
         training_queries=_five_queries,
         inner_steps=False,
@@ -77,7 +99,7 @@ ENTRIES = {
     "matching": Entry(
         "maml.algorithms.matching:MatchingNetworks",
         frozenset(_METRIC_FLAGS | {"fce", "unrolling_steps"}),
-        {"datasource": "omniglot", "meta_batch_size": 16, "distance": "cosine"} | _POOLED_64,
+        _always(datasource="omniglot", meta_batch_size=16, distance="cosine", **_POOLED_64),
         training_queries=_five_queries,
         inner_steps=False,
     ),

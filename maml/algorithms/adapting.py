@@ -1,7 +1,7 @@
 """What MAML's page leaves out: how it is measured and diagnosed, its state, and its two phases of training."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,10 @@ def row(rows: tf.Tensor, step: int | tf.Tensor) -> int | tf.Tensor:
     """The row of a step: the last one where there are no more."""
     last = rows.shape[0] - 1
     return min(step, last) if isinstance(step, int) else tf.minimum(step, last)
+
+
+def _mean(*outputs: tf.Tensor) -> tf.Tensor:
+    return tf.add_n(outputs) / len(outputs) if len(outputs) > 1 else outputs[0]
 
 
 class TrainState(NamedTuple):
@@ -187,20 +191,27 @@ class GradientBased(Adapting):
         """Before adaptation, and after as many steps as training takes."""
         return 0, self.config.num_updates
 
-    def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
+    def evaluate(
+        self, weights: Weights | Sequence[Weights], episodes: Episodes, num_updates: int
+    ) -> dict[str, tf.Tensor]:
         """Losses and accuracies of every task at every step; column 0 is the support set before adaptation.
+
+        Args:
+            weights: of several checkpoints: each adapts by itself, and their outputs are averaged.
 
         Returns:
             "loss" and, for classification, "accuracy": [tasks, num_updates + 1].
         """
+        members = [weights] if isinstance(weights, dict) else weights
 
         def of_task(task: Episodes) -> dict[str, tf.Tensor]:
-            outcome = self.task_metalearn(weights, task, num_updates, every_step=True)
-            measures = {"loss": tf.stack([outcome.lossa, *outcome.lossesb])}
+            outcomes = [self.task_metalearn(member, task, num_updates, every_step=True) for member in members]
+            outputs = tf.nest.map_structure(_mean, *([outcome.outputa, *outcome.outputbs] for outcome in outcomes))
+            labels = [task.labela] + [task.labelb] * num_updates
+            measures = {"loss": tf.stack([self.loss_func(*both) for both in zip(outputs, labels, strict=True)])}
             if self.config.classification:
-                before = losses.accuracy(outcome.outputa, task.labela)
-                after = [losses.accuracy(outputs, task.labelb) for outputs in outcome.outputbs]
-                measures["accuracy"] = tf.stack([before, *after])
+                accuracies = [losses.accuracy(*both) for both in zip(outputs, labels, strict=True)]
+                measures["accuracy"] = tf.stack(accuracies)
             return measures
 
         names = ("loss", "accuracy") if self.config.classification else ("loss",)

@@ -71,10 +71,11 @@ class Algorithm(abc.ABC):
         """
 
     @abc.abstractmethod
-    def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
+    def evaluate(self, weights: Any, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
         """The measures "loss" and, for classification, "accuracy" of every task: [tasks, columns].
 
         Args:
+            weights: what was meta-learned; some algorithms take those of several checkpoints, an ensemble.
             num_updates: inner steps, where the algorithm takes as many as it is asked for.
         """
 

@@ -54,6 +54,10 @@ def _check_task(config: "Config") -> None:
     if config.datasource == "own":
         return
     if config.datasource == "sinusoid":
+        if config.conventions != "maml":
+            raise UserError(
+                f"--conventions={config.conventions} is for images; choose a --datasource other than sinusoid"
+            )
         if config.max_pool or config.num_filters != Flags.num_filters:
             raise UserError("--max_pool and --num_filters are for images; the sinusoid network has none")
     elif config.baseline != "None":
@@ -93,6 +97,13 @@ def _check_use(config: "Config") -> None:
         raise UserError(f"--bn_mode={config.bn_mode} is for --train=False and --predict; training is transductive")
     if config.bn_mode != "transductive" and config.norm != "batch_norm":
         raise UserError(f"--bn_mode={config.bn_mode} is for batch-norm, and this run has --norm={config.norm}")
+    if config.test_checkpoint == "ensemble":
+        if config.predict or config.export_dir:
+            raise UserError(
+                "--test_checkpoint=ensemble is for a test; prediction and exports have the best: --test_checkpoint=best"
+            )
+        if not config.adapts or not config.uses("keep_best"):
+            raise UserError(f"--test_checkpoint=ensemble has no meaning with --algorithm={config.algorithm}; take best")
     if config.export_dir and training:
         raise UserError(f"--export_dir={config.export_dir} is for --train=False and --predict; train first")
     for name in ("support", "query", "predict_csv"):

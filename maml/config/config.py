@@ -5,7 +5,7 @@ from typing import Any
 
 from maml import algorithms
 from maml.config.checks import check
-from maml.config.defaults import defaults_of
+from maml.config.defaults import PLUS_PLUS_NORMALIZATION, defaults_of
 from maml.config.flags import SMALLEST_POOLED, UNSET, Flags, names_of
 from maml.config.names import exp_string
 from maml.config.record import checked_values
@@ -30,7 +30,9 @@ class Config(Flags):
             UserError: a value is out of range, or two flags contradict each other.
         """
         algorithm = given.get("algorithm", cls.algorithm)
-        defaults = defaults_of(algorithm, given.get("datasource", ""))
+        defaults = defaults_of(algorithm, given.get("datasource", ""), given.get("num_classes", cls.num_classes))
+        if given.get("norm", cls.norm) != "batch_norm" or given.get("datasource") == "own":
+            defaults.pop("per_step_bn", None)
         if 0 < given.get("image_size", UNSET) < SMALLEST_POOLED:
             defaults.pop("max_pool", None)  # four poolings would leave nothing
         config = cls(**(defaults | given))
@@ -70,6 +72,12 @@ class Config(Flags):
             channels if self.channels == UNSET else self.channels,
         )
 
+    def turns_classes(self, split: str) -> bool:
+        """Whether each class of a task is turned by quarters: the official MAML code does so in tests, too."""
+        if self.datasource == "omniglot" and self.conventions == "maml":
+            return True
+        return split == "train" and (self.rotate_classes or self.datasource == "omniglot")
+
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation of each channel that images are normalized by, if they are.
@@ -78,7 +86,7 @@ class Config(Flags):
             UserError: `normalize` does not hold them.
         """
         if not self.normalize:
-            return None
+            return PLUS_PLUS_NORMALIZATION.get(self.datasource) if self.conventions == "maml++" else None
         if self.normalize == "auto":
             raise UserError("--normalize=auto: its numbers are read from the data; take DataGenerator(config).config")
         mean, _, deviation = self.normalize.partition("/")
@@ -146,6 +154,8 @@ class Config(Flags):
             return 0
         if self.uses("eval_inner_iters"):
             return self.eval_inner_iters
+        if self.test_num_updates == UNSET and (self.learn_rates == "step" or self.per_step_bn):
+            return self.num_updates  # further steps have no weights of their own
         if self.test_num_updates != UNSET:
             return max(self.num_updates, self.test_num_updates) if self.train else self.test_num_updates
         official = {"sinusoid": 5, "own": 1, "miniimagenet": 1}.get(self.datasource, 10) if self.train else 10

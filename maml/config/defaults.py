@@ -17,7 +17,15 @@ MINIIMAGENET_DEFAULTS = {
 FOLDER_DEFAULTS = {"num_updates": 5}
 
 
-def defaults_of(algorithm: str, datasource: str) -> dict[str, Any]:
+# How the official MAML++ code normalizes images: Omniglot's paper is 1 there and ink 0, which is the opposite here, and
+# miniImageNet is normalized by ImageNet's mean and standard deviation.
+PLUS_PLUS_NORMALIZATION = {
+    "omniglot": ((1.0,), (-1.0,)),
+    "miniimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def defaults_of(algorithm: str, datasource: str, num_classes: int) -> dict[str, Any]:
     """The defaults of an algorithm on a data source, where they are not those of the flags."""
     defaults: dict[str, Any] = {}
     if datasource in ("miniimagenet", "folder"):
@@ -25,4 +33,6 @@ def defaults_of(algorithm: str, datasource: str) -> dict[str, Any]:
     if datasource == "folder":
         defaults |= FOLDER_DEFAULTS
     used = {name: value for name, value in defaults.items() if algorithm in algorithms.users(name)}
-    return used | (algorithms.ENTRIES[algorithm].defaults if algorithm in algorithms.ENTRIES else {})
+    if algorithm not in algorithms.ENTRIES:
+        return used
+    return used | algorithms.ENTRIES[algorithm].defaults(datasource, num_classes)

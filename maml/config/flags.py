@@ -69,7 +69,7 @@ class Flags:
     algorithm: str = _flag(
         "maml",
         "maml, or another: anil (only the head is adapted), metasgd (an inner rate is learned for every weight), "
-        "reptile, protonet (prototypical networks), matching (matching networks)",
+        "maml++, reptile, protonet (prototypical networks), matching (matching networks)",
         choices=algorithms.NAMES,
         kind="network",
     )
@@ -77,6 +77,13 @@ class Flags:
         "sinusoid",
         "sinusoid, omniglot, miniimagenet, or folder (your own images); own is for maml.train in Python",
         choices=DATASOURCES,
+        kind="network",
+    )
+    conventions: str = _flag(
+        "maml",
+        "by whose official code Omniglot is split and turned, images are normalized, and the convolutional network is "
+        "built: maml, or maml++",
+        choices=("maml", "maml++"),
         kind="network",
     )
     num_classes: int = _flag(5, "classes of a task (way, the paper's N)", least=1, kind="network")
@@ -285,8 +292,12 @@ class Flags:
     )
     test_tasks: int = _flag(600, "tasks of a test", least=2, kind="call")
     test_checkpoint: str = _flag(
-        "latest", "checkpoint to test: latest, or best by validation", choices=("latest", "best"), kind="call"
+        "latest",
+        "checkpoint to test: latest, best by validation, or ensemble (the mean output of all best ones that were kept)",
+        choices=("latest", "best", "ensemble"),
+        kind="call",
     )
+    keep_best: int = _flag(1, "how many of the checkpoints that did best in validation are kept", least=1, kind="watch")
     val_interval: int = _flag(
         UNSET,
         "iterations between validations (-1: 5000 for sinusoid, 1000 for miniimagenet, else 500)",

@@ -1,4 +1,4 @@
-"""Batch-norm, ReLU and 2×2 max pooling of large feature maps in one operation, exact to second order.
+"""Batch-norm's standardization with 2×2 max pooling behind it, of large feature maps, exact to second order.
 
 Plain form: `plain`. Fast form: `_closed_form`, the same function with both derivatives written out. Tapes would
 make many more passes over maps that do not fit a cache: a miniImageNet update takes 2.3 times as long (measured on an
@@ -18,29 +18,36 @@ _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 _MOST_NEIGHBOURS = 10  # in a partial sum; measured
 
 
-def batch_norm_relu_pool(
-    inp: tf.Tensor, shift: tf.Tensor, epsilon: float, reference: int | tf.Tensor | None = None
+def batch_norm_pool(
+    inp: tf.Tensor, epsilon: float, scale: tf.Tensor | None = None, reference: int | tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Max pooling of relu((x − mean) / √(variance + ε) + shift), 2×2, VALID; mean and variance of each channel.
+    """2×2 pooling, VALID, of y = (x − mean) / √(variance + ε); mean and variance of each channel.
+
+    Max pooling of scale · y + shift, and of any increasing function of it, is that of what this returns: the largest
+    entry of each window, or the smallest one in channels with a scale below zero.
 
     Args:
         inp: x, [examples, height, width, channels].
-        shift: [channels].
         epsilon: ε.
+        scale: [channels], or None: above zero. Its size does not matter here.
         reference: how many examples, the first ones, the statistics are taken from; None: all.
 
     Returns:
         [examples, height // 2, width // 2, channels].
     """
+    sign = None if scale is None else tf.stop_gradient(tf.where(scale < 0, -tf.ones_like(scale), tf.ones_like(scale)))
     # Eagerly, every other number of examples would be compiled anew, for one use.
     if reference is None and inp.shape.is_fully_defined() and not tf.executing_eagerly():
-        return _closed_form(inp, shift, epsilon)
-    return plain(inp, shift, epsilon, reference)
+        return _closed_form(inp, epsilon, sign)
+    return plain(inp, epsilon, sign, reference)
 
 
-def plain(inp: tf.Tensor, shift: tf.Tensor, epsilon: float, reference: int | tf.Tensor | None = None) -> tf.Tensor:
-    """The plain form; arguments as of `batch_norm_relu_pool`."""
-    return max_pool(tf.nn.relu(standardize(inp, [0, 1, 2], epsilon, reference) + shift))
+def plain(
+    inp: tf.Tensor, epsilon: float, sign: tf.Tensor | None = None, reference: int | tf.Tensor | None = None
+) -> tf.Tensor:
+    """The plain form; `sign` is 1, or −1 for the channels whose smallest entries are taken."""
+    standard = standardize(inp, [0, 1, 2], epsilon, reference)
+    return max_pool(standard) if sign is None else sign * max_pool(sign * standard)
 
 
 def standardize(inp: tf.Tensor, axes: list[int], epsilon: float, reference: int | tf.Tensor | None = None) -> tf.Tensor:
@@ -55,11 +62,11 @@ def standardize(inp: tf.Tensor, axes: list[int], epsilon: float, reference: int 
     return (inp - mean) * tf.math.rsqrt(variance + epsilon)
 
 
-def _closed_form(inp: tf.Tensor, shift: tf.Tensor, epsilon: float) -> tf.Tensor:
+def _closed_form(inp: tf.Tensor, epsilon: float, sign: tf.Tensor | None = None) -> tf.Tensor:
     """The fast form.
 
-    With y the standardized x and r = (variance + ε)^−½, let P select each window's largest entry where the
-    ReLU passes it, and Pᵀ put it back. For q = Pᵀ dout and the means a = ⟨q⟩, b = ⟨q y⟩ over a channel,
+    With y the standardized x and r = (variance + ε)^−½, let P select each window's entry, and Pᵀ put it back. For
+    q = Pᵀ dout and the means a = ⟨q⟩, b = ⟨q y⟩ over a channel,
 
         dx = r (q − a − b y).
 
@@ -67,34 +74,35 @@ def _closed_form(inp: tf.Tensor, shift: tf.Tensor, epsilon: float) -> tf.Tensor:
 
         ddx = (2 r² b d − r e) y + r² (a d + b c) − r² (d q + b u).
 
-    Which entry is the largest is found anew wherever x is read: reading is what takes the time.
+    Which entry is selected is found anew wherever x is read: reading is what takes the time.
     """
     rows = math.prod(inp.shape[:3])
+    sign = tf.ones(inp.shape[-1:], inp.dtype) if sign is None else sign
 
     @tf.custom_gradient
-    def forward(x, shift):
+    def forward(x):
         mean, variance = _moments(x, rows)
         r = tf.math.rsqrt(variance + epsilon)
-        out = _forward(x, mean, r, shift)
+        out = _forward(x, mean, r, sign)
 
         def backward(dout):
             @tf.custom_gradient
             def first(dout, x):
-                a, b = _means(_sums_of_q(dout, out, shift), rows)
+                a, b = _means(_sums_of_q(dout, out), rows)
 
-                def second(u, u_shift):
+                def second(u):
                     c, d = _means(_sums_of_u(u, x, mean, r), rows)
-                    ddout = _ddout(u, u_shift, x, out, shift, r, c, d)
-                    [e] = _means(_sums_of_ddout(ddout, u_shift, dout, out), rows)
-                    return ddout, _ddx(u, dout, out, x, mean, r, a, b, c, d, e)
+                    ddout = _ddout(u, x, out, sign, r, c, d)
+                    [e] = _means(_sums_of_product(ddout, dout), rows)
+                    return ddout, _ddx(u, dout, x, mean, sign, r, a, b, c, d, e)
 
-                return (_dx(dout, out, x, mean, r, a, b), rows * a), second
+                return _dx(dout, x, mean, sign, r, a, b), second
 
             return first(dout, x)
 
         return out, backward
 
-    return forward(inp, shift)
+    return forward(inp)
 
 
 def _moments(x: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -136,15 +144,14 @@ def _sums_of_distance(x, near):
 
 
 @_fused
-def _forward(x, mean, r, shift):
-    return tf.nn.relu((functools.reduce(tf.maximum, windows(x)) - mean) * r + shift)
+def _forward(x, mean, r, sign):
+    return (sign * functools.reduce(tf.maximum, windows(sign * x)) - mean) * r
 
 
 @_fused
-def _sums_of_q(dout, out, shift):
-    """Of what of dout the ReLU passes, and of its product with y."""
-    q = _where_open(out, dout)
-    return _partial_sums(q, q * (out - shift))
+def _sums_of_q(dout, out):
+    """Of q and q y, which are zero but where the windows' entries come from."""
+    return _partial_sums(dout, dout * out)
 
 
 @_fused
@@ -153,35 +160,29 @@ def _sums_of_u(u, x, mean, r):
 
 
 @_fused
-def _sums_of_ddout(ddout, u_shift, dout, out):
-    """Of the product of dout and its cotangent, without the shift's part."""
-    return _partial_sums(_where_open(out, ddout - u_shift) * dout)
+def _sums_of_product(ddout, dout):
+    return _partial_sums(ddout * dout)
 
 
 @_fused
-def _dx(dout, out, x, mean, r, a, b):
-    return r * (_put_back(_where_open(out, dout), x) - a - b * ((x - mean) * r))
+def _dx(dout, x, mean, sign, r, a, b):
+    return r * (_put_back(dout, sign * x) - a - b * ((x - mean) * r))
 
 
 @_fused
-def _ddout(u, u_shift, x, out, shift, r, c, d):
-    """P r (u − c − d y), and what comes by the gradient of the shift."""
+def _ddout(u, x, out, sign, r, c, d):
+    """P r (u − c − d y)."""
     members = windows(u)
-    selected, winner = members[0], _winner(x)
+    selected, winner = members[0], _winner(sign * x)
     for position, member in enumerate(members[1:], start=1):
         selected = tf.where(winner == position, member, selected)
-    return _where_open(out, r * (selected - c - d * (out - shift)) + u_shift)
+    return r * (selected - c - d * out)
 
 
 @_fused
-def _ddx(u, dout, out, x, mean, r, a, b, c, d, e):
-    q, y = _put_back(_where_open(out, dout), x), (x - mean) * r
+def _ddx(u, dout, x, mean, sign, r, a, b, c, d, e):
+    q, y = _put_back(dout, sign * x), (x - mean) * r
     return (2 * r * r * b * d - r * e) * y + r * r * (a * d + b * c) - r * r * (d * q + b * u)
-
-
-def _where_open(out: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """The value where the ReLU passed something, zero elsewhere."""
-    return tf.where(out > 0, value, tf.zeros([], value.dtype))
 
 
 def _winner(x: tf.Tensor) -> tf.Tensor:
@@ -194,11 +195,11 @@ def _winner(x: tf.Tensor) -> tf.Tensor:
     return winner
 
 
-def _put_back(q: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Pᵀ of what the ReLU passes: q at the largest entry of each of x's windows, zero elsewhere."""
-    examples, height, width, channels = q.shape
+def _put_back(dout: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Pᵀ dout: at the largest entry of each of x's windows, zero elsewhere."""
+    examples, height, width, channels = dout.shape
     position = tf.reshape(tf.range(4), [2, 1, 2, 1])
     here = _winner(x)[:, :, None, :, None] == position
-    whole = tf.where(here, q[:, :, None, :, None], tf.zeros([], q.dtype))
+    whole = tf.where(here, dout[:, :, None, :, None], tf.zeros([], dout.dtype))
     whole = tf.reshape(whole, [examples, 2 * height, 2 * width, channels])
     return tf.pad(whole, [[0, 0], [0, x.shape[1] - 2 * height], [0, x.shape[2] - 2 * width], [0, 0]])

@@ -15,7 +15,7 @@ import math
 import tensorflow as tf
 
 from maml.config import Config
-from maml.kernels.batch_norm import batch_norm_relu_pool, standardize
+from maml.kernels.batch_norm import batch_norm_pool, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
@@ -23,6 +23,8 @@ from maml.models.protocol import Model, Weights
 
 BATCH_NORM_EPSILON = 0.001
 LAYER_NORM_EPSILON = 1e-12
+PLUS_PLUS_EPSILON = 1e-5
+LEAK = 0.01  # of MAML++: the slope of its ReLU below zero
 CONV_BLOCKS = 4
 
 
@@ -37,6 +39,8 @@ class Network(Model):
     bfloat16: the convolutions round their inputs and kernels to bfloat16.
     normalization: mean and standard deviation of each channel, by which images are normalized first.
     scale: batch-norm has a scale, too.
+    plus_plus: blocks and initial values of the official MAML++ code: leaky ReLU, another ε, a head that is Glorot
+        uniform for Omniglot, too.
     flat_head: the head reads the flattened last map; otherwise its mean over space.
     """
 
@@ -53,6 +57,7 @@ class Network(Model):
     bfloat16: bool = False
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     scale: bool = False
+    plus_plus: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> "Network":
@@ -71,11 +76,13 @@ class Network(Model):
             image_size=image_size,
             channels=channels,
             max_pool=config.max_pool,
+            # The pooled map of an Omniglot drawing is a single pixel, flat or not.
             flat_head=config.datasource != "omniglot",
             dtype=config.dtype,
             bfloat16=config.bfloat16,
             normalization=config.normalization,
             scale=config.per_step_bn,
+            plus_plus=config.conv and config.conventions == "maml++",
         )
 
     @property
@@ -124,6 +131,11 @@ class Network(Model):
         """The shift of every normalisation, and the scale of those that have one."""
         kinds = {"None": (), "layer_norm": ("beta", "gamma")}.get(self.norm, ("beta", "gamma")[: 1 + self.scale])
         return frozenset(f"model/{layer}/{kind}" for layer in range(self.layers - 1) for kind in kinds)
+
+    @property
+    def epsilon(self) -> float:
+        """What batch-norm adds to the variance."""
+        return PLUS_PLUS_EPSILON if self.plus_plus else BATCH_NORM_EPSILON
 
     @property
     def compiled(self) -> bool:  # type: ignore[override]
@@ -217,8 +229,8 @@ def construct_fc_weights(network: Network, seed: int) -> Weights:
 def construct_conv_weights(network: Network, seed: int) -> Weights:
     """conv1, b1, … conv4, b4 and the head w5, b5; kernels Glorot uniform, biases zero.
 
-    The head of Omniglot is normal with stddev 1, as in the official code; a flat head is Glorot
-    uniform and as large as the last map, so strided miniImageNet works too.
+    The head of Omniglot is normal with stddev 1, as in the official code (but not that of MAML++); a flat head is
+    Glorot uniform and as large as the last map, so strided miniImageNet works too.
     """
     filters = network.dim_hidden[0]
     weights = {}
@@ -226,10 +238,11 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
         fan_in = network.channels if i == 1 else filters
         weights[f"conv{i}"] = glorot_uniform([3, 3, fan_in, filters], _seed(seed, i))
         weights[f"b{i}"] = tf.zeros([filters])
-    if network.flat_head:
-        weights["w5"] = glorot_uniform([filters * network.map_size**2, network.dim_output], _seed(seed, 5))
+    inputs = network.dim_embedding if network.flat_head else filters
+    if network.flat_head or network.plus_plus:
+        weights["w5"] = glorot_uniform([inputs, network.dim_output], _seed(seed, 5))
     else:
-        weights["w5"] = tf.random.stateless_normal([filters, network.dim_output], _seed(seed, 5), alg="philox")
+        weights["w5"] = tf.random.stateless_normal([inputs, network.dim_output], _seed(seed, 5), alg="philox")
     weights["b5"] = tf.zeros([network.dim_output])
     return weights | _norm_weights([filters] * CONV_BLOCKS, network)
 
@@ -275,7 +288,7 @@ def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference
 
 
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
-    """Convolution + bias → normalise → ReLU → pool; without pooling the stride is 2.
+    """Convolution + bias → normalise → pool → ReLU (of MAML++ leaky); without pooling the stride is 2.
 
     Args:
         inp: [examples, height, width, channels].
@@ -290,10 +303,15 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     else:
         hidden = conv2d(inp, kernel, stride)
     hidden = add_bias(hidden, bias, network.norm)
-    if network.norm == "batch_norm" and network.max_pool and not network.scale:
-        return batch_norm_relu_pool(hidden, weights[f"model/{block}/beta"], BATCH_NORM_EPSILON, reference)
-    hidden = tf.nn.relu(normalize(hidden, weights, block, network, reference))
-    return max_pool(hidden) if network.max_pool else hidden
+    # The pooling comes before the activation, and before the shift and scale: it keeps the order of what it compares.
+    if network.norm == "batch_norm" and network.max_pool:
+        scale = weights.get(f"model/{block}/gamma")
+        pooled = batch_norm_pool(hidden, network.epsilon, scale, reference)
+        hidden = shifted(pooled, weights, block, network)
+    else:
+        hidden = normalize(hidden, weights, block, network, reference)
+        hidden = max_pool(hidden) if network.max_pool else hidden
+    return tf.nn.leaky_relu(hidden, LEAK) if network.plus_plus else tf.nn.relu(hidden)
 
 
 def add_bias(hidden: tf.Tensor, bias: tf.Tensor, norm: str) -> tf.Tensor:
@@ -315,9 +333,14 @@ def normalize(inp: tf.Tensor, weights: Weights, layer: int, network: Network, re
     if network.norm == "None":
         return inp
     if network.norm == "batch_norm":
-        standard = standardize(inp, axes[:-1], BATCH_NORM_EPSILON, reference)
+        standard = standardize(inp, axes[:-1], network.epsilon, reference)
     else:
         standard = standardize(inp, axes[1:], LAYER_NORM_EPSILON)
+    return shifted(standard, weights, layer, network)
+
+
+def shifted(standard: tf.Tensor, weights: Weights, layer: int, network: Network) -> tf.Tensor:
+    """Standardized values times the normalisation's scale, where it has one, plus its shift."""
     scale = f"model/{layer}/gamma"
     scaled = standard * weights[scale] if scale in network.norms else standard
     return scaled + weights[f"model/{layer}/beta"]

@@ -28,7 +28,14 @@ MOST_PIXELS = 1024  # a side
 
 
 def load_split(
-    datasource: str, data_dir: str, split: str, *, image_size: int, channels: int, resize: str = "nearest"
+    datasource: str,
+    data_dir: str,
+    split: str,
+    *,
+    image_size: int,
+    channels: int,
+    resize: str = "nearest",
+    conventions: str = "maml",
 ) -> ImageSplit:
     """The images of a split, from the cache if they were prepared before.
 
@@ -42,6 +49,7 @@ def load_split(
         resize: Omniglot only. "nearest" is what the official code comes to: it asks for LANCZOS,
             which does not exist for 1-bit images. "lanczos" resizes as grey images. Other data
             is always resized with LANCZOS, and only where it has another size.
+        conventions: Omniglot only: "maml" or "maml++", by whose official code its characters are split.
 
     Raises:
         UserError: data is missing or broken.
@@ -54,11 +62,12 @@ def load_split(
     if not data_dir:
         raise UserError("--datasource=folder needs --data_dir, a folder with train/, val/ and test/ in it")
     if datasource == "omniglot":
-        source = omniglot_source(data_dir, split, image_size, resize)
+        source = omniglot_source(data_dir, split, image_size, resize, conventions)
     else:
         source = _class_folders(datasource, data_dir, split, image_size, channels)
         resize = "lanczos"
-    places = cache.paths(data_dir, f"{datasource}-{split}-{image_size}x{channels}-{resize}.images")
+    own = "" if conventions == "maml" or datasource != "omniglot" else f"-{conventions}"
+    places = cache.paths(data_dir, f"{datasource}-{split}-{image_size}x{channels}-{resize}{own}.images")
     return _kept(places, source)
 
 

@@ -31,6 +31,7 @@ from maml.tasks.split import ImageSplit, Source, key_of
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
 SPLIT = {"train": slice(0, 1100), "val": slice(1100, 1200), "test": slice(1200, 1623)}
+PLUS_PLUS_SPLIT = {"train": slice(0, 1150), "val": slice(1150, 1200), "test": slice(1200, 1623)}
 SEED = 1
 
 RESIZES = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
@@ -53,11 +54,11 @@ class _Part(NamedTuple):
     characters: int
 
 
-def omniglot_source(data_dir: str, split: str, size: int, resize: str) -> Source:
-    """1623 characters, sorted, shuffled with seed 1 and split 1100 / 100 / 423; ink is 255."""
+def omniglot_source(data_dir: str, split: str, size: int, resize: str, conventions: str = "maml") -> Source:
+    """1623 characters, sorted, shuffled and split 1100 / 100 / 423 (of MAML++: 1150 / 50 / 423); ink is 255."""
     parts = _omniglot_parts(data_dir)
     files = [path for part in parts for path in _part_paths(part.path)]
-    return Source(key_of(files, data_dir), functools.partial(_build_omniglot, parts, split, size, resize))
+    return Source(key_of(files, data_dir), functools.partial(_build_omniglot, parts, split, size, resize, conventions))
 
 
 def _omniglot_parts(data_dir: str) -> list[_Part]:
@@ -108,14 +109,24 @@ def omniglot_order(characters: Iterable[tuple[str, str]]) -> list[tuple[str, str
     return order
 
 
-def _build_omniglot(parts: list[_Part], split: str, size: int, resize: str) -> ImageSplit:
+def plus_plus_order(characters: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same for the split of the official MAML++ code: sorted by path, shuffled by a seed that its seed 0 draws."""
+    order = sorted(characters, key="/".join)
+    places = np.arange(len(order), dtype=np.int32)
+    np.random.RandomState(np.random.RandomState(0).randint(1, 999999)).shuffle(places)
+    return [order[place] for place in places]
+
+
+def _build_omniglot(parts: list[_Part], split: str, size: int, resize: str, conventions: str) -> ImageSplit:
     with contextlib.ExitStack() as stack:
         drawings: dict[tuple[str, str], list[ImageFile]] = {}
         for part in parts:
             drawings |= _characters(part, stack)
         if len(drawings) != sum(CHARACTERS.values()):
             raise UserError(f"{parts[0].path} and {parts[1].path} hold the same characters; both halves are needed")
-        names = omniglot_order(drawings)[SPLIT[split]]
+        plus_plus = conventions == "maml++"
+        order, cuts = (plus_plus_order, PLUS_PLUS_SPLIT) if plus_plus else (omniglot_order, SPLIT)
+        names = order(drawings)[cuts[split]]
         images = decode(
             [drawing for name in names for drawing in drawings[name]],
             functools.partial(drawing, size=size, resize=resize),

@@ -69,7 +69,7 @@ def choose(folder: Path, which: str, iteration: int) -> Checkpoint:
     Raises:
         UserError: there is none; the message lists those there are.
     """
-    found = list_checkpoints(folder, "best" if which == "best" else "model")
+    found = best_last(folder) if which == "best" else list_checkpoints(folder)
     if iteration != -1:
         wanted = [checkpoint for checkpoint in found if checkpoint.iteration == iteration]
         if not wanted:
@@ -79,6 +79,30 @@ def choose(folder: Path, which: str, iteration: int) -> Checkpoint:
     if not found:
         raise UserError(f"{folder}: holds no {which} checkpoint; train this run first")
     return found[-1]
+
+
+def best_last(folder: Path) -> list[Checkpoint]:
+    """The checkpoints of a run folder that did best in validation, the best one last."""
+    found = list_checkpoints(folder, "best")
+    if len(found) < 2:
+        return found
+    values = {checkpoint: float(_read(checkpoint.prefix).get("training/best", -np.inf)) for checkpoint in found}
+    return sorted(found, key=lambda checkpoint: (values[checkpoint], -checkpoint.iteration))
+
+
+def save_best(folder: Path, model: Algorithm, state: Any, progress: Progress, value: float, keep: int) -> None:
+    """Writes `best<iteration>` if its value in validation is among the `keep` best, then removes the others.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    others = [checkpoint for checkpoint in best_last(folder) if checkpoint.iteration != progress.iteration]
+    kept = others[-keep:]
+    if len(kept) == keep and value <= float(_read(kept[0].prefix).get("training/best", -np.inf)):
+        return
+    save(folder, model, state, progress._replace(best=value), stem="best", keep=len(others) + 1)
+    for worse in others[: len(others) + 1 - keep]:
+        remove(worse)
 
 
 def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: str = "model", keep: int = KEEP) -> Path:

@@ -5,6 +5,7 @@ import csv
 import math
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,20 +32,30 @@ class Evaluator:
         self._model, self._data, self._block = model, data, model.config.evaluation_block
 
         @tf.function(jit_compile=model.compiled, autograph=False, reduce_retracing=True)
-        def measure(weights: Weights, index: tf.Tensor, split: str, tasks: int, num_updates: int):
+        def measure(weights: Weights | Sequence[Weights], index: tf.Tensor, split: str, tasks: int, num_updates: int):
             return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
 
         self._measure = measure
 
-    def batch(self, weights: Weights, split: str, index: int, tasks: int, num_updates: int) -> dict[str, np.ndarray]:
+    def batch(
+        self, weights: Weights | Sequence[Weights], split: str, index: int, tasks: int, num_updates: int
+    ) -> dict[str, np.ndarray]:
         """Measures one batch of tasks: "loss" and "accuracy", [tasks, columns]."""
         measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
         return {name: values.numpy() for name, values in measures.items()}
 
-    def tasks(self, weights: Weights, split: str, tasks: int, num_updates: int, progress=lambda blocks: blocks):
+    def tasks(
+        self,
+        weights: Weights | Sequence[Weights],
+        split: str,
+        tasks: int,
+        num_updates: int,
+        progress=lambda blocks: blocks,
+    ):
         """Measures the first `tasks` tasks of a split: "loss" and "accuracy", [tasks, columns].
 
         Args:
+            weights: of one checkpoint, or of several: an ensemble.
             progress: wraps the range of blocks, to show how far it is.
         """
         blocks = [

@@ -246,7 +246,7 @@ class _Training:
             self.say(f"Skipped so far: {self.skipped} updates that were not finite")
 
     def validate(self) -> None:
-        """Measures the validation tasks, when they are due, and keeps the checkpoint if it is the best so far."""
+        """Measures the validation tasks, when they are due, and keeps the checkpoint if it is among the best so far."""
         config = self.config
         if not config.val_tasks or not self.due(config.validation_interval):
             return
@@ -263,9 +263,8 @@ class _Training:
         values = self.reported(measures)
         self.say(f"Validation results: {', '.join(map(str, values))}")
         value = values[-1] if config.classification else -values[-1]
-        if value > self.best:
-            self.best = value
-            checkpoints.save(self.folder, self.model, self.state, self.progress, stem="best", keep=1)
+        self.best = max(self.best, value)
+        checkpoints.save_best(self.folder, self.model, self.state, self.progress, value, config.keep_best)
 
     def tenth_of_run(self) -> bool:
         """Whether another tenth of the run has passed since the last validation.

@@ -1,4 +1,4 @@
-"""The closed form of batch-norm with ReLU and pooling is its plain form, to second order."""
+"""The closed form of batch-norm with pooling is its plain form, to second order."""
 
 import functools
 
@@ -11,70 +11,85 @@ from tests.kernels.through import assert_same_to_second_order
 
 fast = functools.partial(batch_norm._closed_form, epsilon=0.001)
 plain = functools.partial(batch_norm.plain, epsilon=0.001)
+SCALE = tf.constant([0.7, -1.3], tf.float64)
+SHIFT = tf.constant([0.4, -0.2], tf.float64)
+SIGN = tf.constant([1.0, -1.0], tf.float64)
 
 
-def images_and_shift(height, width):
-    rng = np.random.default_rng(0)
-    return tf.constant(rng.normal(size=[3, height, width, 2])), tf.constant(rng.normal(size=[2]))
+def images(height, width):
+    return tf.constant(np.random.default_rng(0).normal(size=[3, height, width, 2]))
 
 
+@pytest.mark.parametrize("sign", [None, SIGN], ids=["scales above zero", "one below zero"])
 @pytest.mark.parametrize("jit", [None, False, True])
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 4), (7, 5)])
-def test_both_forms_agree_through_an_inner_step(height, width, jit):
-    assert_same_to_second_order(fast, plain, *images_and_shift(height, width), jit=jit)
+def test_both_forms_agree_through_an_inner_step(height, width, jit, sign):
+    fast_form, plain_form = (functools.partial(form, sign=sign) for form in (fast, plain))
+    assert_same_to_second_order(fast_form, plain_form, images(height, width), jit=jit)
 
 
 def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only():
-    x, shift = images_and_shift(4, 4)
+    x = images(4, 4)
 
     def fused(signature):
-        graph = tf.function(lambda x: batch_norm.batch_norm_relu_pool(x, shift, 0.001), autograph=False)
+        graph = tf.function(lambda x: batch_norm.batch_norm_pool(x, 0.001), autograph=False)
         names = [op.type for op in graph.get_concrete_function(signature).graph.get_operations()]
         return any("PartitionedCall" in name for name in names)
 
     assert fused(tf.TensorSpec(x.shape, x.dtype)) and not fused(tf.TensorSpec([None, *x.shape[1:]], x.dtype))
 
 
-def pooled_by_tensorflow(x, shift):
-    """Statistics by tf.math.reduce_variance, pooling by tf.nn.max_pool2d."""
+def pooled_before(x, scale, shift):
+    """Ours: pooled, then scaled and shifted."""
+    return tf.nn.leaky_relu(batch_norm.batch_norm_pool(x, 0.001, scale) * scale + shift, 0.01)
+
+
+def pooled_behind(x, scale, shift):
+    """Statistics by tf.math.reduce_variance, pooling by tf.nn.max_pool2d, in the order of the layers."""
     mean, variance = tf.reduce_mean(x, [0, 1, 2]), tf.math.reduce_variance(x, [0, 1, 2])
-    return tf.nn.max_pool2d(tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 0.001) + shift), 2, 2, "VALID")
+    standard = (x - mean) * tf.math.rsqrt(variance + 0.001)
+    return tf.nn.max_pool2d(tf.nn.leaky_relu(standard * scale + shift, 0.01), 2, 2, "VALID")
 
 
-def test_the_plain_form_is_tensorflows():
-    assert_same_to_second_order(plain, pooled_by_tensorflow, *images_and_shift(5, 4))
+@pytest.mark.parametrize("jit", [None, False])
+def test_pooling_before_scale_shift_and_activation_is_pooling_behind_them(jit):
+    """To second order, by each of the three, for a scale below zero too."""
+    assert_same_to_second_order(pooled_before, pooled_behind, images(5, 4), SCALE, SHIFT, jit=jit)
 
 
 def test_two_derivatives_of_one_forward_pass_can_both_be_differentiated():
-    x, shift = images_and_shift(4, 4)
+    x = images(4, 4)
 
     def through(function):
         with tf.GradientTape() as outer:
-            outer.watch((x, shift))
+            outer.watch(x)
             with tf.GradientTape(persistent=True) as inner:
                 inner.watch(x)
-                out = function(x, shift)
+                out = function(x)
                 losses = tf.reduce_sum(tf.sin(out)), tf.reduce_sum(out**3)
             one, other = (inner.gradient(loss, x) for loss in losses)
             value = tf.reduce_sum(tf.sin(one) * other) + tf.reduce_sum(tf.cos(out))
-        return [one, other, *outer.gradient(value, (x, shift))]
+        return [one, other, outer.gradient(value, x)]
 
     for value, expected in zip(through(fast), through(plain), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_of_equal_entries_the_first_gets_the_gradient():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_of_equal_entries_the_first_gets_the_gradient(sign):
     """Where a picture is saturated, whole windows are equal; the official pooling chooses the first, too."""
     x = np.random.default_rng(0).normal(size=[2, 4, 4, 3])
     x[:, :2, :2] = x[:, :1, :1]
-    x[:, 2, 2:] = 3.0
+    x[:, 2, 2:] = 3.0 * sign
     u = np.random.default_rng(1).normal(size=[2, 2, 2, 3])
+    signs = tf.fill([3], tf.constant(sign, tf.float64))
+    by_tensorflow = functools.partial(pooled_behind, scale=signs, shift=tf.ones([3], tf.float64))
     gradients = []
-    for pooled in (fast, pooled_by_tensorflow):
+    for pooled in (lambda x: tf.nn.leaky_relu(fast(x, sign=signs) * signs + 1, 0.01), by_tensorflow):
         with tf.GradientTape() as tape:
             inp = tf.constant(x)
             tape.watch(inp)
-            value = tf.reduce_sum(pooled(inp, tf.ones([3], tf.float64)) * u)
+            value = tf.reduce_sum(pooled(inp) * u)
         gradients.append(tape.gradient(value, inp))
     np.testing.assert_allclose(*gradients, rtol=1e-9, atol=1e-11)
 
@@ -91,6 +106,6 @@ def test_moments_in_one_pass_are_as_exact_as_float32(offset):
 
 def test_the_first_examples_statistics():
     """With `reference`, an example's result does not depend on those behind."""
-    x, shift = images_and_shift(4, 4)
-    np.testing.assert_allclose(plain(x, shift, reference=2)[:2], plain(x[:2], shift), rtol=1e-12)
-    np.testing.assert_allclose(plain(x, shift, reference=2)[2:], plain(tf.concat([x, x], 0), shift, reference=2)[2:3])
+    x = images(4, 4)
+    np.testing.assert_allclose(plain(x, reference=2)[:2], plain(x[:2]), rtol=1e-12)
+    np.testing.assert_allclose(plain(x, reference=2)[2:], plain(tf.concat([x, x], 0), reference=2)[2:3])
