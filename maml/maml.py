@@ -54,6 +54,8 @@ class MAML(GradientBased):
 
     def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor, shots: Any = None) -> tf.Tensor:
         """Loss of one task, [], on the official scale; `shots` is K where it is not the config's."""
+        if self.config.classification and self.config.conventions == "maml++":
+            return losses.mean_xent(outputs, labels)
         if self.config.classification:
             return losses.xent(outputs, labels, self.config.update_batch_size if shots is None else shots)
         return losses.mse(outputs, labels)

@@ -19,7 +19,7 @@ class Entry:
 
     where: module:class.
     flags: those that only some algorithms use, this one among them; all others are for all of them.
-    defaults: what its authors used, by data source and number of classes, where it is not the flag's default.
+    defaults: what its authors used, by data source, where it is not the flag's default.
     training_classes: classes of a training task, by data source and shots; None: as in a test.
     training_queries: query examples a class of a training task; None: as in a test.
     inner_steps: whether it adapts in gradient steps; the others only learn an embedding.
@@ -28,7 +28,7 @@ class Entry:
 
     where: str
     flags: frozenset[str]
-    defaults: Callable[[str, int], dict[str, Any]] = lambda datasource, ways: {}
+    defaults: Callable[[str], dict[str, Any]] = lambda datasource: {}
     training_classes: Callable[[str, int], int | None] = lambda datasource, shots: None
     training_queries: Callable[[str], int | None] = lambda datasource: None
     inner_steps: bool = True
@@ -43,24 +43,21 @@ def _five_queries(datasource: str) -> int | None:
     return None if datasource == "miniimagenet" else 5
 
 
-def _always(**values: Any) -> Callable[[str, int], dict[str, Any]]:
-    return lambda datasource, ways: values
+def _always(**values: Any) -> Callable[[str], dict[str, Any]]:
+    return lambda datasource: values
 
 
-def _plus_plus(datasource: str, ways: int) -> dict[str, Any]:
-    """As in the configurations of the paper, of commit 1d872d3 of AntreasAntoniou/HowToTrainYourMAMLPytorch.
-
-    The inner rate is 0.1 or 0.01 there, of a loss that is a mean; the loss here is N times as large.
-    """
+def _plus_plus(datasource: str) -> dict[str, Any]:
+    """As in the configurations of AntreasAntoniou/HowToTrainYourMAMLPytorch at 1d872d3, "to reflect paper"."""
     tricks = {"learn_rates": "step", "num_updates": 5, "total_epochs": 250, "metatrain_iterations": 125_000}
     tricks |= {"val_interval": 500, "val_tasks": 600, "keep_best": 3}
     if datasource in ("sinusoid", "own"):
         return tricks | {"multi_step_loss_num_epochs": 20}
     images = tricks | {"conventions": "maml++", "per_step_bn": True, "max_pool": True}
     if datasource in ("miniimagenet", "folder"):
-        sizes = {"num_filters": 32, "meta_batch_size": 4, "query_size": 15, "update_lr": 0.01 / ways}
+        sizes = {"num_filters": 32, "meta_batch_size": 4, "query_size": 15, "update_lr": 0.01}
         return images | sizes | {"multi_step_loss_num_epochs": 50}
-    sizes = {"num_filters": 64, "meta_batch_size": 16, "query_size": 1, "update_lr": 0.1 / ways}
+    sizes = {"num_filters": 64, "meta_batch_size": 16, "query_size": 1, "update_lr": 0.1}
     return images | sizes | {"multi_step_loss_num_epochs": 20} | ({} if datasource else {"datasource": "omniglot"})
 
 

@@ -30,7 +30,7 @@ class Config(Flags):
             UserError: a value is out of range, or two flags contradict each other.
         """
         algorithm = given.get("algorithm", cls.algorithm)
-        defaults = defaults_of(algorithm, given.get("datasource", ""), given.get("num_classes", cls.num_classes))
+        defaults = defaults_of(algorithm, given.get("datasource", ""))
         if given.get("norm", cls.norm) != "batch_norm" or given.get("datasource") == "own":
             defaults.pop("per_step_bn", None)
         if 0 < given.get("image_size", UNSET) < SMALLEST_POOLED:

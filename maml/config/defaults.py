@@ -25,7 +25,7 @@ PLUS_PLUS_NORMALIZATION = {
 }
 
 
-def defaults_of(algorithm: str, datasource: str, num_classes: int) -> dict[str, Any]:
+def defaults_of(algorithm: str, datasource: str) -> dict[str, Any]:
     """The defaults of an algorithm on a data source, where they are not those of the flags."""
     defaults: dict[str, Any] = {}
     if datasource in ("miniimagenet", "folder"):
@@ -35,4 +35,4 @@ def defaults_of(algorithm: str, datasource: str, num_classes: int) -> dict[str, 
     used = {name: value for name, value in defaults.items() if algorithm in algorithms.users(name)}
     if algorithm not in algorithms.ENTRIES:
         return used
-    return used | algorithms.ENTRIES[algorithm].defaults(datasource, num_classes)
+    return used | algorithms.ENTRIES[algorithm].defaults(datasource)

@@ -81,8 +81,8 @@ class Flags:
     )
     conventions: str = _flag(
         "maml",
-        "by whose official code Omniglot is split and turned, images are normalized, and the convolutional network is "
-        "built: maml, or maml++",
+        "by whose official code Omniglot is split and turned, images are normalized, the convolutional network is "
+        "built, and the loss is scaled: maml, or maml++ (a mean)",
         choices=("maml", "maml++"),
         kind="network",
     )

@@ -46,7 +46,7 @@ def exp_string(config: "Config") -> str:
 
 def _unnamed(config: "Config") -> dict[str, Any]:
     """Flags of the identity that the official name does not hold, where they are not at their default."""
-    default = defaults_of(config.algorithm, config.datasource, config.num_classes)
+    default = defaults_of(config.algorithm, config.datasource)
     labelled = {name for name in config.identity if Flags.__dataclass_fields__[name].metadata["label"]}
     return {
         name: value
