@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from maml.algorithms import annealing, losses
@@ -172,6 +173,19 @@ class GradientBased(Adapting):
         if not epochs:
             return highest
         return annealing.cosine_rate(self.epoch(iteration), highest, lowest, epochs, self.config.dtype)
+
+    def charts(self, weights: Weights, iteration: int) -> dict[str, float]:
+        """Learned α, for every tensor and step or as means over a tensor's, and β where it is annealed."""
+        shown: dict[str, float] = {}
+        for name in sorted(self.adapted) if self.config.learn_rates != "none" else ():
+            rates = np.ravel(weights[RATE + name])
+            if self.config.learn_rates == "step":
+                shown |= {f"alpha/{name}/step {step}": float(rate) for step, rate in enumerate(rates, start=1)}
+            else:
+                shown |= {f"alpha/{name}/mean": float(rates.mean()), f"alpha/{name}/below 0": float((rates < 0).mean())}
+        if self.config.total_epochs:
+            shown["meta_lr"] = float(self.meta_lr(iteration))
+        return shown
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
         """The model's names; a learned α is `alpha/<weight>`."""

@@ -92,6 +92,10 @@ class Algorithm(abc.ABC):
         """What a training update computes inside, in its order, as (name, tensors): for finding what is not finite."""
         return iter(())
 
+    def charts(self, weights: Weights, iteration: int) -> dict[str, float]:
+        """What else TensorBoard shows as curves, by tag: what is learned or scheduled and is but a few numbers."""
+        return {}
+
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
         """The name under which a checkpoint keeps each weight."""
         return self.model.checkpoint_names(weights)

@@ -101,7 +101,7 @@ def train(
     with _Interrupt() as interrupt, run.opened():
         while run.iteration < config.total_iterations and not interrupt.heard:
             run.update()  # episodes, updates and summaries, many to a call
-            run.histograms()
+            run.charts()
             run.print_line()
             run.validate()
             run.save()
@@ -146,7 +146,7 @@ class _Training:
                 flags = config.to_dict()
                 self.writer.flags(flags, {name: flags[name] for name in names_of("network", "training", "watch")})
                 self.summarise([0], self.call(0, 0).measures)
-                self.histograms()
+                self.charts()
             yield
         self.writer.close()
 
@@ -282,9 +282,13 @@ class _Training:
         picture = draw_episode(*episode_rows(task, outputs, channels=config.image_shape[1]))
         self.writer.image("val", "episode", picture, self.iteration)
 
-    def histograms(self) -> None:
-        """Draws the weights and the gradient of the coming update, if asked for and due."""
-        if self.config.histograms and self.iteration % self.config.validation_interval == 0:
+    def charts(self) -> None:
+        """Draws what else is learned, when it is due; with --histograms the weights and the coming gradient, too."""
+        if self.iteration % self.config.validation_interval:
+            return
+        if self.config.log:
+            self.writer.charts(self.model.charts(self.state.weights, self.iteration), self.iteration)
+        if self.config.histograms:
             gradients = self.compiled.gradient(self.state.weights, tf.constant(self.iteration))
             self.writer.histograms(self.state.weights, gradients, self.iteration)
 

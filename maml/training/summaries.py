@@ -77,6 +77,12 @@ class SummaryWriter:
         with self._at(split, iteration):
             tf.summary.experimental.write_raw_pb(record.SerializeToString())
 
+    def charts(self, values: dict[str, float], iteration: int) -> None:
+        """Writes a point of each curve."""
+        with self._at("train", iteration):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value)
+
     def histograms(self, weights: Weights, gradients: Weights, iteration: int) -> None:
         """Writes a histogram of every weight that has a gradient, and of that."""
         with self._at("train", iteration):

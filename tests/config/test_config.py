@@ -141,7 +141,7 @@ def test_round_trip_through_a_dict():
 
 
 def test_a_config_leaves_the_algorithms_defaults_as_they_are():
-    before = dict(ENTRIES["protonet"].defaults)
+    before = dict(ENTRIES["protonet"].defaults(""))
     with pytest.raises(UserError):  # small images are for --datasource=folder
         Config.from_flags({"algorithm": "protonet", "image_size": 8})
-    assert ENTRIES["protonet"].defaults == before
+    assert ENTRIES["protonet"].defaults("") == before

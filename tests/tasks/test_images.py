@@ -104,6 +104,23 @@ def test_omniglot_split_is_the_sorted_list_shuffled_with_seed_1():
     assert omniglot_images.omniglot_order(reversed(characters)) == expected
 
 
+def test_the_split_of_maml_plus_plus_is_kept_beside_the_official_one(archives):
+    """The same drawings, each in its cache."""
+    ours, theirs = omniglot(archives), omniglot(archives, conventions="maml++")
+    everyone = omniglot_images.plus_plus_order({tuple(name.split("/")) for name in all_names(archives)})
+    assert [tuple(name.split("/")) for name in theirs.names] == everyone[1150:1200]
+    assert len(ours.names) == 100 and omniglot(archives).names == ours.names
+    both = set(ours.names) & set(theirs.names)
+    for name in both:
+        one, other = (split.images[20 * split.names.index(name)] for split in (ours, theirs))
+        np.testing.assert_array_equal(one, other)
+    assert both
+
+
+def all_names(archives) -> list[str]:
+    return [name for split in ("train", "val", "test") for name in omniglot(archives, split).names]
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unpacked")

@@ -141,3 +141,28 @@ def test_an_episodes_picture_is_bounded():
     height, width, _ = draw_episode(support, query).shape
     assert height <= 900
     assert width <= 1800
+
+
+@pytest.mark.parametrize(
+    ("rates", "tags"),
+    [
+        ("step", {"alpha/w1/step 1", "alpha/b2/step 2", "meta_lr"}),
+        ("weight", {"alpha/w1/mean", "alpha/w1/below 0", "meta_lr"}),
+        ("none", {"meta_lr"}),
+    ],
+)
+def test_learned_rates_and_schedules_are_curves(tmp_path, rates, tags):
+    flags = FLAGS | {"learn_rates": rates, "num_updates": 2, "total_epochs": 2, "total_iter_per_epoch": 2}
+    config = Config.from_flags(flags | {"metatrain_iterations": 4, "val_tasks": 0})
+    write_class_folders(tmp_path / "photos", {"train": 4}, 10, size=8, channels=1)
+    data = DataGenerator(config.replace(data_dir=str(tmp_path / "photos")), ("train",))
+    model = MAML(config, Interpreted("fc", 8 * 8, 3, (8,), "None"))
+    trained = training.train(config, model, data, tmp_path)
+    found = events(tmp_path / "train")
+    shown = {tag for tag in found.Tags()["tensors"] if tag.startswith(("alpha/", "meta_lr"))}
+    assert tags <= shown and len(shown) == {"step": 9, "weight": 9, "none": 1}[rates]
+    curve = [(event.step, tf.make_ndarray(event.tensor_proto).item()) for event in found.Tensors("meta_lr")]
+    np.testing.assert_allclose(curve, [(0, 1e-3), (1, 1e-3), (2, 5.05e-4), (3, 5.05e-4), (4, 1e-5)], rtol=1e-5)
+    if rates == "step":
+        last = tf.make_ndarray(found.Tensors("alpha/w1/step 2")[-1].tensor_proto)
+        assert last == trained.state.weights["alpha/w1"][1].numpy() != config.update_lr
