@@ -68,7 +68,14 @@ _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", 
 _GRADIENT_FLAGS = {"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"}
 _GRADIENT_FLAGS |= {"baseline", "pretrain_iterations", "check_gradients", "recompute", "adapt", "learn_rates"}
 _GRADIENT_FLAGS |= {"per_step_bn", "multi_step_loss_num_epochs", "first_order_to_second_order_epoch"}
-_GRADIENT_FLAGS |= {"keep_best", "conventions", "total_epochs", "min_learning_rate", "total_iter_per_epoch"}
+_GRADIENT_FLAGS |= {
+    "keep_best",
+    "test_head",
+    "conventions",
+    "total_epochs",
+    "min_learning_rate",
+    "total_iter_per_epoch",
+}
 
 ENTRIES = {
     "maml": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), regresses=True),
@@ -111,5 +118,6 @@ def users(flag: str) -> tuple[str, ...]:
 
 def build(config: "Config") -> "Algorithm":
     """The learner that `--algorithm` names."""
-    module, name = ENTRIES[config.algorithm].where.split(":")
+    cosine = config.test_head == "cosine" and not config.train
+    module, name = ("maml.algorithms.nil:NIL" if cosine else ENTRIES[config.algorithm].where).split(":")
     return getattr(importlib.import_module(module), name)(config)

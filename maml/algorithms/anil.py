@@ -43,6 +43,16 @@ class Head(Model):
         return forward_head(inputs, weights, self.network)
 
 
+def query_features(
+    config: Config, network: Network, weights: Weights, inputa: tf.Tensor, inputb: tf.Tensor
+) -> tf.Tensor:
+    """A query set's features, by its own batch statistics or those of the support set (`--bn_mode=support`)."""
+    if config.bn_mode != "support":
+        return network.features(weights, inputb)
+    support = tf.shape(inputa)[0]
+    return network.features(weights, tf.concat([inputa, inputb], 0), support)[support:]
+
+
 class ANIL(MAML):
     """MAML whose inner loop adapts the head alone."""
 
@@ -59,16 +69,9 @@ class ANIL(MAML):
         if not self.network:
             return super().task_metalearn(weights, task, num_updates, every_step)
         inputa = self.network.features(weights, task.inputa)
-        inputb = self._query_features(self.network, weights, task)
+        inputb = query_features(self.config, self.network, weights, task.inputa, task.inputb)
         of_features = task._replace(inputa=inputa, inputb=inputb)
         return self.on_features.task_metalearn(weights, of_features, num_updates, every_step)
-
-    def _query_features(self, network: Network, weights: Weights, task: Episodes) -> tf.Tensor:
-        """Standardized by the query set's own statistics, or the support set's (`--bn_mode=support`)."""
-        if self.config.bn_mode != "support":
-            return network.features(weights, task.inputb)
-        support = task.inputa.shape[0]
-        return network.features(weights, tf.concat([task.inputa, task.inputb], 0), support)[support:]
 
     def adapt(self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int) -> Weights:
         """As MAML's, of the features."""

@@ -104,6 +104,13 @@ def _check_use(config: "Config") -> None:
             )
         if not config.adapts or not config.uses("keep_best"):
             raise UserError(f"--test_checkpoint=ensemble has no meaning with --algorithm={config.algorithm}; take best")
+    if config.test_head == "cosine":
+        if training:
+            raise UserError("--test_head=cosine is for --train=False and --predict; training adapts the head")
+        if not config.classification or config.datasource == "own":
+            raise UserError("--test_head=cosine is for the official networks on images")
+        if config.test_checkpoint == "ensemble":
+            raise UserError("--test_head=cosine tests one checkpoint; leave --test_checkpoint=ensemble out")
     if config.export_dir and training:
         raise UserError(f"--export_dir={config.export_dir} is for --train=False and --predict; train first")
     for name in ("support", "query", "predict_csv"):

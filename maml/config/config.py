@@ -150,7 +150,7 @@ class Config(Flags):
     @property
     def evaluation_updates(self) -> int:
         """Inner updates whose losses a summary or a test reports."""
-        if not self.adapts:
+        if not self.adapts or self.test_head == "cosine":
             return 0
         if self.uses("eval_inner_iters"):
             return self.eval_inner_iters

@@ -290,6 +290,13 @@ class Flags:
         most=MOST_UPDATES,
         kind="call",
     )
+    test_head: str = _flag(
+        "trained",
+        "how a test and --predict classify: by the trained head, adapted; or, adapting nothing, by the cosine of the "
+        "features before it (cosine, NIL)",
+        choices=("trained", "cosine"),
+        kind="call",
+    )
     test_tasks: int = _flag(600, "tasks of a test", least=2, kind="call")
     test_checkpoint: str = _flag(
         "latest",

@@ -105,7 +105,7 @@ def result_table(result: TestResult, config: Config, columns: list[Column]) -> s
 
 # A test's own values of these stand in the name of its results, where they are not the run's or the default.
 NAMED_IN_RESULTS = (
-    *("num_classes", "query_size", "seed", "omniglot_resize", "adapt"),
+    *("num_classes", "query_size", "seed", "omniglot_resize", "adapt", "test_head"),
     *("eval_inner_iters", "eval_inner_batch", "test_num_updates", "test_tasks"),
 )
 

@@ -1,5 +1,6 @@
 """ANIL, Meta-SGD and learned rates: by hand on a quadratic, against central differences, and each other's limits."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 import maml
 from maml.algorithms import build
 from maml.algorithms.anil import ANIL
+from maml.algorithms.nil import NIL
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
@@ -18,6 +20,7 @@ from maml.training.gradient_check import check_gradients
 from maml.training.updates import update
 from tests.command_line import run_here
 from tests.core.test_closed_form import SCALAR, assert_exact, linear_model
+from tests.image_fixtures import write_class_folders
 from tests.tiny import NETWORKS, tiny_episodes, tiny_model, tiny_weights
 
 THETA = 0.7
@@ -169,3 +172,48 @@ def test_published_defaults():
     assert (config.learn_rates, config.num_updates) == ("weight", 1)
     with pytest.raises(UserError, match="adapt"):
         Config.from_flags({"algorithm": "protonet", "adapt": "head"})
+
+
+@pytest.mark.parametrize("bn_mode", ["transductive", "support"])
+@pytest.mark.parametrize("flags", [{}, {"per_step_bn": True}], ids=str)
+def test_a_cosine_head_weighs_the_labels_of_the_support_set(flags, bn_mode):
+    plain = tiny_model("pooled, flat head", "batch_norm", num_updates=2)
+    network = dataclasses.replace(plain.model, scale="per_step_bn" in flags)
+    model = NIL(plain.config.replace(train=False, test_head="cosine", bn_mode=bn_mode, **flags), network)
+    weights = model.init_state().weights | tiny_weights(plain, 1) if not flags else model.init_state().weights
+    if flags:  # the last row is taken
+        weights["model/0/gamma"] *= tf.constant([[5.0, 1.0, 1.0], [1.0, 2.0, -1.0]], tf.float64)
+    episodes = tiny_episodes(plain, 2, 2)
+    measured = model.evaluate(weights, episodes, 7)
+    assert [column.key for column in model.columns(7)] == ["nil"] and measured["accuracy"].shape == (2, 1)
+    here = {n: w[-1] if n in network.norms and flags else w for n, w in weights.items()}
+    for task, accuracy in zip(episodes.tasks(), measured["accuracy"].numpy(), strict=True):
+        support = network.features(here, task.inputa).numpy()
+        if bn_mode == "support":
+            query = network.features(here, tf.concat([task.inputa, task.inputb], 0), len(support)).numpy()[
+                len(support) :
+            ]
+        else:
+            query = network.features(here, task.inputb).numpy()
+        unit = [features / np.linalg.norm(features, axis=1, keepdims=True) for features in (query, support)]
+        attention = np.exp(unit[0] @ unit[1].T)
+        expected = np.log(attention / attention.sum(1, keepdims=True) @ task.labela.numpy())
+        found = model.predict(model.adapt(weights, task.inputa, task.labela, 7), task.inputa, task.inputb)
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+        assert accuracy[0] == np.mean(expected.argmax(1) == task.labelb.numpy().argmax(1))
+
+
+def test_a_cosine_head_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=16, channels=1)
+    flags = ("--algorithm=anil", "--datasource=folder", "--data_dir=photos", "--image_size=16", "--channels=1")
+    flags += ("--num_classes=3", "--update_batch_size=1", "--meta_batch_size=2", "--num_filters=2", "--num_updates=1")
+    assert run_here(*flags, "--metatrain_iterations=2", "--val_tasks=0") == 0
+    test = ("--train=False", "--test_set", "--test_tasks=4")
+    for head in ("trained", "cosine"):
+        assert run_here(*test, f"--test_head={head}") == 0
+    assert "cosine head, query set" in capsys.readouterr().out
+    names = {path.stem for path in tmp_path.glob("logs/*/*/test_*.json")}
+    assert len(names) == 2 and sum("headcosine" in name for name in names) == 1
+    assert run_here(*flags, "--metatrain_iterations=2", "--test_head=cosine") == 1
+    assert "is for --train=False" in capsys.readouterr().err
