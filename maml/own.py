@@ -56,6 +56,11 @@ class OwnMAML(MAML):
         """The same learner with another setting."""
         return OwnMAML(config, self.model, self.loss)
 
+    @property
+    def adapted(self) -> frozenset[str]:
+        """What `adapt` named, of a model that only Python knows."""
+        return self.model.adapted
+
     def loss_func(self, outputs: Any, labels: Any, shots: Any = None) -> tf.Tensor:
         """Loss of one task, []."""
         return self.loss(outputs, labels)
@@ -112,10 +117,11 @@ def train(
         val: the same, of validation; None: `tasks` if it is an object that knows splits, otherwise none.
         loss: "mse", "xent" (labels or one-hot rows, and logits), both means, or a function of (outputs, y) that
             returns one number.
-        adapt: what the inner loop adapts: "all", "head" or a function of a weight's name.
+        adapt: what the inner loop adapts: "all", "head" (with algorithm="anil" always, unless it is a function) or a
+            function of a weight's name.
         learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
         logdir: of the runs; each setting has a folder in it.
-        flags: of `main.py`: update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
+        flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"), update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
 
     Returns:
         What was learned.
@@ -124,6 +130,8 @@ def train(
         UserError: something does not fit; the message says what and what helps.
     """
     given = _given(flags, loss, learn_rates, logdir)
+    if flags.get("algorithm") == "anil" and adapt == "all":
+        adapt = "head"
     own, config = model_of(model, adapt), Config.from_flags(given)
     sources = {"train": tasks, "val": val if val is not None else _splitting(tasks)}
     data = OwnTasks(config, sources)

@@ -52,6 +52,9 @@ def _check_task(config: "Config") -> None:
     if (config.loss == "official") == (config.datasource == "own"):
         raise UserError("--datasource=own and --loss are for maml.train in Python, with a model and tasks of your own")
     if config.datasource == "own":
+        if not config.uses("learn_rates"):
+            family = ", ".join(algorithms.users("learn_rates"))
+            raise UserError(f"--algorithm={config.algorithm} is for the official networks; maml.train has {family}")
         return
     if config.datasource == "sinusoid":
         if config.conventions != "maml":

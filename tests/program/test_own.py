@@ -121,6 +121,37 @@ def test_losses_are_exact(name):
     assert report.exact, report.lines()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "adapted", "rates"),
+    [("maml", 4, "none"), ("anil", 2, "none"), ("metasgd", 4, "weight"), ("maml++", 4, "step")],
+)
+def test_the_family_is_there_for_any_model(tmp_path, algorithm, adapted, rates):
+    def tasks(rng):
+        x, y = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(6, 2)).astype(np.float32)
+        return x[:3], y[:3], x[3:], y[3:]
+
+    net = keras.Sequential([keras.Input((4,)), L.Dense(6, "tanh"), L.Dense(2)])
+    learner = maml.train(net, tasks, algorithm=algorithm, metatrain_iterations=2, logdir=tmp_path)
+    assert learner.folder.name.startswith("own" if algorithm == "maml" else algorithm)
+    assert len(learner.model.adapted) == adapted and learner.config.learn_rates == rates
+    before, task = learner.weights, [tf.constant(part) for part in tasks(np.random.default_rng(0))]
+    after = learner.model.adapt(before, *task[:2], 1)
+    assert sum(np.any(after[name] != before[name]) for name in learner.model.model.names) == adapted
+
+
+def test_an_algorithm_that_is_no_member_of_the_family_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"reptile is for the official networks; maml.train has maml, anil, metasgd, maml"
+    ):
+        maml.train(
+            keras.Sequential([keras.Input((4,)), L.Dense(2)]),
+            lambda rng: None,
+            loss="xent",
+            algorithm="reptile",
+            logdir=tmp_path,
+        )
+
+
 @pytest.mark.parametrize("learn_rates", ["weight", "step"])
 def test_learned_rates_are_exact(learn_rates):
     net = model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2))
