@@ -34,6 +34,10 @@ MAML_FLAGS = {"algorithm": "maml", "meta_batch_size": 32, "update_lr": 0.4, "num
 RUNS: dict[str, dict[str, Any]] = {
     "MAML": MAML_FLAGS | {"val_interval": 100},
     "first-order MAML": MAML_FLAGS | {"stop_grad": True, "val_interval": 100},
+    "ANIL": {"algorithm": "anil", "meta_batch_size": 32, "update_lr": 0.1, "num_updates": 5, "val_interval": 100},
+    "Meta-SGD": {"algorithm": "metasgd", "meta_batch_size": 32, "val_interval": 100},
+    # On its own split, untouched in tests; MAML on the same is --conventions=maml++.
+    "MAML++": {"algorithm": "maml++", "val_interval": 50, "val_tasks": 100},
     # Its meta-step would fall over more iterations than the time has.
     "Reptile": {"algorithm": "reptile", "meta_step": 0.5, "meta_step_final": 0.5, "val_interval": 200},
     "prototypical networks": {"algorithm": "protonet", "val_interval": 25},
@@ -44,7 +48,8 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 PURPLE, BLACK, SKY = "#CC79A7", "#000000", "#56B4E9"
-COLOURS = [BLUE, SKY, ORANGE, GREEN, GREY, PURPLE, BLACK]
+BROWN, YELLOW, RED = "#8C564B", "#F0E442", "#D62728"
+COLOURS = [BLUE, SKY, BROWN, YELLOW, RED, ORANGE, GREEN, GREY, PURPLE, BLACK]
 
 
 def train_for(seconds: float, flags: dict[str, Any]) -> tuple[float, float]:

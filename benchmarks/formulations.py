@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from benchmarks import official_structure
+from maml import algorithms
 from maml.algorithms.adam import adam_init
+from maml.algorithms.protocol import Algorithm
 from maml.config import Config
 from maml.data_generator import DataGenerator
-from maml.maml import MAML
 from maml.models.official import Network
 from maml.parallel import set_up_threads
 from maml.training.updates import make_update, update
@@ -24,6 +25,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     FIRST_ORDER: {"stop_grad": True},
     RECOMPUTED: {"recompute": True},
     BFLOAT16: {"bfloat16": True},
+}
+FAMILY: dict[str, dict[str, Any]] = {
+    "ANIL": {"algorithm": "anil", "adapt": "head"},
+    "a rate for each weight (Meta-SGD)": {"learn_rates": "weight"},
+    "a rate for each tensor and step": {"learn_rates": "step"},
+    "the loss of every step": {"multi_step_loss_num_epochs": 10},
+    "batch-norm of each step": {"per_step_bn": True},
+    "the last three, MAML++": {"learn_rates": "step", "multi_step_loss_num_epochs": 10, "per_step_bn": True},
 }
 JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
 PEERS = {JAX_VMAP: "jax", JAX_MAP: "jax", TORCH_VMAP: "torch", TORCH_LOOP: "torch"}  # and the package of each
@@ -49,7 +58,7 @@ def build(name: str, config: Config, data: DataGenerator) -> Formulation:
         return _official(config, data, every_step=name == WHOLE)
     if name in PEERS:
         return _peer(name, config, data)
-    model = MAML(config.replace(**OPTIONS[name]))
+    model = algorithms.build(config.replace(**(OPTIONS | FAMILY)[name]))
     return _in_a_loop(model, data) if model.compiled else _one_a_call(model, data)
 
 
@@ -89,7 +98,7 @@ def _peer(name: str, config: Config, data: DataGenerator) -> Formulation:
     return Formulation(run, 1 if config.convolutional else in_a_loop)
 
 
-def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:
+def _one_a_call(model: Algorithm, data: DataGenerator) -> Formulation:
     """Convolutional networks; episodes are given, one meta-update a call."""
     fresh, episodes = model.init_state(), data.episodes("train", 0, model.config.meta_batch_size)
     one = tf.function(functools.partial(update, model, iteration=0), autograph=False)
@@ -104,7 +113,7 @@ def _one_a_call(model: MAML, data: DataGenerator) -> Formulation:
     return Formulation(run, 1)
 
 
-def _in_a_loop(model: MAML, data: DataGenerator) -> Formulation:
+def _in_a_loop(model: Algorithm, data: DataGenerator) -> Formulation:
     """Fully connected networks, as training runs them: many a call, episodes sampled inside."""
     fresh, many = model.init_state(), make_update(model, data)
 

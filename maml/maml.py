@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from maml.algorithms import losses
 from maml.algorithms.adam import adam_update
-from maml.algorithms.adapting import GradientBased, TrainState
+from maml.algorithms.adapting import RATE, GradientBased, TrainState
 from maml.algorithms.annealing import step_weights
 from maml.config import Config
 from maml.data_generator import Episodes
@@ -142,11 +142,12 @@ class MAML(GradientBased):
         return self.of_epoch(epoch, of)
 
     def apply(self, state: TrainState, gradients: Weights, iteration: tf.Tensor | int) -> TrainState:
-        """One Adam step, by the Adam of the phase; miniImageNet's meta-gradient is clipped before."""
+        """One Adam step, by the Adam of the phase; miniImageNet's meta-gradient is clipped before, all but α's."""
 
         def step(phase: str) -> TrainState:
             clips = self.config.clips_gradient and phase == "metatrain"
-            limited = {name: clipped(gradient) for name, gradient in gradients.items()} if clips else gradients
+            network = {name: clipped(gradient) for name, gradient in gradients.items() if not name.startswith(RATE)}
+            limited = gradients | network if clips else gradients
             weights, adam = adam_update(state.weights, limited, getattr(state, phase), self.meta_lr(iteration))
             return state._replace(weights=weights, **{phase: adam})
 

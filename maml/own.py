@@ -121,7 +121,8 @@ def train(
             function of a weight's name.
         learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
         logdir: of the runs; each setting has a folder in it.
-        flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"), update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
+        flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"),
+            update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
 
     Returns:
         What was learned.

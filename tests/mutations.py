@@ -17,6 +17,10 @@ ROOT = Path(__file__).parent.parent
 SCALE = ("core/test_closed_form", "core/test_unroll")
 SECOND = ("core/test_closed_form", "core/test_central_differences", "core/test_unroll")
 UPDATE = ("core/test_closed_form",)
+PLUS_PLUS = (
+    "core/test_golden_plus_plus",
+    "algorithms/test_annealing::test_the_loss_of_every_step_and_its_gradient_are_those_by_hand",
+)
 EPISODES = ("tasks/test_data_generator",)
 
 
@@ -125,6 +129,57 @@ BREAKAGES = [
         'return np.asarray(image.convert("L"))',
         ("tasks/test_images",),
     ),
+    Breakage(
+        "learned rates that are not given to Adam",
+        "maml/maml.py",
+        "limited = gradients | network if clips else gradients",
+        "limited = {name: 0 * slope if name.startswith(RATE) else slope for name, slope in gradients.items()}",
+        (*PLUS_PLUS, "algorithms/test_family::test_learned_rates_begin_as_published_and_are_given_to_adam"),
+    ),
+    Breakage(
+        "row k + 1 instead of row k",
+        "maml/algorithms/adapting.py",
+        "row(weights[name], step)]",
+        "row(weights[name], step + 1)]",
+        PLUS_PLUS,
+    ),
+    Breakage(
+        "the query set behind a step with the next step's row",
+        "maml/maml.py",
+        "self.of_step(fast, step - 1)",
+        "self.of_step(fast, step)",
+        PLUS_PLUS,
+    ),
+    Breakage(
+        "annealing by the iteration instead of the epoch",
+        "maml/algorithms/adapting.py",
+        "(iteration - self.config.pretraining) // self.config.total_iter_per_epoch",
+        "iteration - self.config.pretraining",
+        PLUS_PLUS,
+    ),
+    Breakage(
+        "the last step's weight too large at the end of the annealing",
+        "maml/algorithms/annealing.py",
+        "1 - (steps - 1) * LEAST_SHARE / steps",
+        "1 - LEAST_SHARE / steps",
+        (*PLUS_PLUS, "algorithms/test_annealing::test_step_weights"),
+    ),
+    Breakage(
+        "first order that stops the derivative by α, too",
+        "maml/maml.py",
+        "            gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}\n",
+        "            gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}\n"
+        "            alpha = {name: tf.stop_gradient(tf.convert_to_tensor(rate, theta[name].dtype)) for name, rate in "
+        "alpha.items()}\n",
+        (*PLUS_PLUS, "algorithms/test_family::test_the_gradient_by_theta_and_by_alpha_is_the_one_by_hand"),
+    ),
+    Breakage(
+        "a body that learns nothing through ANIL's inner gradient",
+        "maml/algorithms/anil.py",
+        "inputa = self.network.features(weights, task.inputa)",
+        "inputa = tf.stop_gradient(self.network.features(weights, task.inputa))",
+        ("algorithms/test_family::test_a_body_computed_once_is_a_body_computed_in_every_step",),
+    ),
 ]
 
 
@@ -139,7 +194,7 @@ def failures(breakage: Breakage) -> list[str]:
         if text.count(breakage.old) != 1:
             raise SystemExit(f"{breakage.file} does not hold this once, mend the breakage: {breakage.old}")
         path.write_text(text.replace(breakage.old, breakage.new), encoding="utf-8")
-        files = [f"tests/{name}.py" for name in breakage.tests]
+        files = ["tests/" + re.sub(r"^[^:]+", r"\g<0>.py", name) for name in breakage.tests]  # or file::test
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", *files]
         output = subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
     return re.findall(r"^(?:FAILED|ERROR) tests/\w+/test_(\S+)", output, re.MULTILINE)

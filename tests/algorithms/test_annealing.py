@@ -240,3 +240,15 @@ def test_every_trick_can_be_checked_by_the_user(pretraining, capsys):
     flags += ("--multi_step_loss_num_epochs=3", "--first_order_to_second_order_epoch=5", "--total_epochs=4")
     assert run_here("--check_gradients", *flags, *pretraining) == 0
     assert "The meta-gradient is exact" in capsys.readouterr().out
+
+
+def test_the_gradient_by_a_learned_rate_is_not_clipped():
+    """As in the official MAML++ code, where the rates are not the network's parameters."""
+    flags = {"datasource": "miniimagenet", "learn_rates": "step", "num_filters": 2, "image_size": -1}
+    model = MAML(Config.from_flags(flags))
+    state = model.init_state()
+    gradients = {name: 50 * tf.ones_like(weight) for name, weight in state.weights.items()}
+    m = model.apply(state, gradients, 0).metatrain.m
+    assert {
+        name: float(tf.reduce_max(mean)) for name, mean in m.items() if name in ("b5", "alpha/b5")
+    } == pytest.approx({"b5": 1.0, "alpha/b5": 5.0})

@@ -1,0 +1,9 @@
+"""The speed of the family: every member is timed on the same tasks."""
+
+from benchmarks import family
+
+
+def test_a_row_has_a_ratio_for_every_member():
+    title, maml, *ratios = family.compare("toy", 1, 0)
+    assert title == family.ALL["toy"].title and "(" in maml
+    assert len(ratios) == len(family.FAMILY) and all(float(ratio) > 0 for ratio in ratios)
