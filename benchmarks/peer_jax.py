@@ -6,8 +6,8 @@ import numpy as np
 from jax import lax
 
 from maml.algorithms.adam import BETA_1, BETA_2, EPSILON
+from maml.algorithms.adapting import GRADIENT_LIMIT
 from maml.config import Config
-from maml.maml import GRADIENT_LIMIT
 from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network
 
 NHWC = ("NHWC", "HWIO", "NHWC")

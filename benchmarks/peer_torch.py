@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from maml.algorithms.adapting import GRADIENT_LIMIT
 from maml.config import Config
-from maml.maml import GRADIENT_LIMIT
 from maml.models.official import BATCH_NORM_EPSILON, CONV_BLOCKS, Network
 
 

@@ -7,23 +7,19 @@ Finn, Abbeel & Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep
 Algorithm 2; behaviour of the official `maml.py`. All of this is about one task; `parallel` goes over a batch of them.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from maml.algorithms import losses
 from maml.algorithms.adam import adam_update
-from maml.algorithms.adapting import RATE, GradientBased, TrainState
-from maml.algorithms.annealing import step_weights
+from maml.algorithms.adapting import GradientBased, TrainState, clipped
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.kernels.recompute import recomputed
 from maml.models.official import Network
 from maml.models.protocol import Model, Weights
 from maml.parallel import dense, mean_gradient
-
-GRADIENT_LIMIT = 10.0
 
 
 class Outcome(NamedTuple):
@@ -115,11 +111,9 @@ class MAML(GradientBased):
 
     def meta_loss(self, weights: Weights, task: Episodes, epoch: int | tf.Tensor = 0) -> tf.Tensor:
         """One task's query loss after the last inner step, [], or Σ v_k times that after step k (MAML++)."""
-        steps, epochs = self.config.num_updates, self.config.multi_step_loss_num_epochs
-        lossesb = self.task_metalearn(weights, task, steps, every_step=epochs > 0).lossesb
-        if not epochs:
-            return lossesb[-1]
-        return tf.reduce_sum(step_weights(epoch, steps, epochs, self.config.dtype) * tf.stack(lossesb))
+        shares = self.step_weights(epoch)
+        lossesb = self.task_metalearn(weights, task, self.config.num_updates, shares is not None).lossesb
+        return lossesb[-1] if shares is None else tf.reduce_sum(shares * tf.stack(lossesb))
 
     def pretrain_loss(self, weights: Weights, task: Episodes) -> tf.Tensor:
         """One task's support loss before adaptation, []."""
@@ -133,28 +127,13 @@ class MAML(GradientBased):
             lambda: self.meta_gradient(weights, episodes, self.epoch(iteration)),
         )
 
-    def meta_gradient(self, weights: Weights, episodes: Episodes, epoch: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
-        """The tasks' mean meta-loss in an epoch of meta-training, and its gradient by θ."""
-
-        def of(learner: MAML) -> tuple[tf.Tensor, Weights]:
-            return mean_gradient(partial(learner.meta_loss, epoch=epoch), weights, episodes, self.side_by_side)
-
-        return self.of_epoch(epoch, of)
-
     def apply(self, state: TrainState, gradients: Weights, iteration: tf.Tensor | int) -> TrainState:
-        """One Adam step, by the Adam of the phase; miniImageNet's meta-gradient is clipped before, all but α's."""
+        """One Adam step, by the Adam of the phase; miniImageNet's meta-gradient is clipped before."""
 
         def step(phase: str) -> TrainState:
             clips = self.config.clips_gradient and phase == "metatrain"
-            network = {name: clipped(gradient) for name, gradient in gradients.items() if not name.startswith(RATE)}
-            limited = gradients | network if clips else gradients
+            limited = clipped(gradients) if clips else gradients
             weights, adam = adam_update(state.weights, limited, getattr(state, phase), self.meta_lr(iteration))
             return state._replace(weights=weights, **{phase: adam})
 
         return self.of_phase(iteration, lambda: step("pretrain"), lambda: step("metatrain"))
-
-
-def clipped(gradient: tf.Tensor) -> tf.Tensor:
-    """Each element clipped to [−10, 10]; one that is not finite stays so, and is noticed."""
-    limited = tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)
-    return tf.where(tf.math.is_finite(gradient), limited, gradient)

@@ -87,7 +87,7 @@ BREAKAGES = [
     ),
     Breakage(
         "clip by norm instead of by element",
-        "maml/maml.py",
+        "maml/algorithms/adapting.py",
         "tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)",
         "tf.clip_by_norm(gradient, GRADIENT_LIMIT)",
         UPDATE,
@@ -132,8 +132,8 @@ BREAKAGES = [
     Breakage(
         "learned rates that are not given to Adam",
         "maml/maml.py",
-        "limited = gradients | network if clips else gradients",
-        "limited = {name: 0 * slope if name.startswith(RATE) else slope for name, slope in gradients.items()}",
+        "limited = clipped(gradients) if clips else gradients",
+        'limited = {name: 0 * slope if name.startswith("alpha/") else slope for name, slope in gradients.items()}',
         (*PLUS_PLUS, "algorithms/test_family::test_learned_rates_begin_as_published_and_are_given_to_adam"),
     ),
     Breakage(

@@ -14,16 +14,27 @@ from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.models.protocol import Weights
-from maml.parallel import map_tasks
+from maml.parallel import map_tasks, mean_gradient
 
 RATE = "alpha/"  # before a weight's name: its learned inner rate
 INITIAL_RATES = (0.005, 0.1)
+GRADIENT_LIMIT = 10.0
 
 
 def row(rows: tf.Tensor, step: int | tf.Tensor) -> int | tf.Tensor:
     """The row of a step: the last one where there are no more."""
     last = rows.shape[0] - 1
     return min(step, last) if isinstance(step, int) else tf.minimum(step, last)
+
+
+def clipped(gradients: Weights) -> Weights:
+    """Each element clipped to [−10, 10], but of a learned α; one that is not finite stays so, and is noticed."""
+
+    def limited(gradient: tf.Tensor) -> tf.Tensor:
+        within = tf.clip_by_value(gradient, -GRADIENT_LIMIT, GRADIENT_LIMIT)
+        return tf.where(tf.math.is_finite(gradient), within, gradient)
+
+    return {name: slope if name.startswith(RATE) else limited(slope) for name, slope in gradients.items()}
 
 
 def _mean(*outputs: tf.Tensor) -> tf.Tensor:
@@ -142,6 +153,23 @@ class GradientBased(Adapting):
         if pretraining in (0, self.config.total_iterations):
             return pretrain() if pretraining else metatrain()
         return tf.cond(iteration < pretraining, pretrain, metatrain)
+
+    @abc.abstractmethod
+    def meta_loss(self, weights: Weights, task: Episodes, epoch: int | tf.Tensor = 0) -> tf.Tensor:
+        """What meta-training minimises, of one task, []."""
+
+    def meta_gradient(self, weights: Weights, episodes: Episodes, epoch: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
+        """The tasks' mean meta-loss in an epoch of meta-training, and its gradient by everything that is learned."""
+
+        def of(learner: GradientBased) -> tuple[tf.Tensor, Weights]:
+            return mean_gradient(partial(learner.meta_loss, epoch=epoch), weights, episodes, self.side_by_side)
+
+        return self.of_epoch(epoch, of)
+
+    def step_weights(self, epoch: tf.Tensor | int) -> tf.Tensor | None:
+        """Weights of the query losses after each inner step in an epoch, [num_updates]; None: the last alone counts."""
+        steps, epochs = self.config.num_updates, self.config.multi_step_loss_num_epochs
+        return annealing.step_weights(epoch, steps, epochs, self.config.dtype) if epochs else None
 
     def epoch(self, iteration: tf.Tensor | int) -> tf.Tensor | int:
         """The epoch of meta-training that an iteration belongs to, from 0."""
