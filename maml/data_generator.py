@@ -47,13 +47,27 @@ class Episodes(NamedTuple):
         return [tf.nest.map_structure(lambda tensor: tensor[i], self) for i in range(count)]  # noqa: B023
 
 
+class Part(NamedTuple):
+    """One of several parts of a batch of tasks, all of them as large: `number`, from 0, of so many `parts`."""
+
+    number: int | tf.Tensor
+    parts: int
+
+    def of(self, batch: tf.Tensor) -> tf.Tensor:
+        """The rows of this part: [parts · n, …] → [n, …]."""
+        return batch if self.parts == 1 else tf.reshape(batch, [self.parts, -1, *batch.shape[1:]])[self.number]
+
+
+WHOLE = Part(0, 1)
+
+
 class TaskSource(Protocol):
     """What training and testing draw their tasks from."""
 
     fingerprint: dict[str, str]
 
-    def episodes(self, split: str, index: Any, meta_batch_size: int) -> Episodes:
-        """The `index`-th batch of tasks of a split."""
+    def episodes(self, split: str, index: Any, meta_batch_size: int, part: Part = WHOLE) -> Episodes:
+        """The `index`-th batch of tasks of a split, or a part of it: the same tasks, whatever the parts."""
 
 
 class DataGenerator:
@@ -92,8 +106,8 @@ class DataGenerator:
                 if name == "train" and config.normalize == "auto":
                     self.config = config.replace(normalize=channel_statistics(split, channels))
 
-    def episodes(self, split: str, index, meta_batch_size: int) -> Episodes:
-        """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
+    def episodes(self, split: str, index, meta_batch_size: int, part: Part = WHOLE) -> Episodes:
+        """The `index`-th batch of tasks of a split, or a part of it; `index` is an int or an integer tensor []."""
         config = self.config
         key = tf.random.experimental.stateless_fold_in([config.seed, SPLITS.index(split)], index, alg="philox")
         classes, shots, queries = config.task_size(split)
@@ -107,26 +121,32 @@ class DataGenerator:
                 queries,
                 turn=config.turns_classes(split),
                 change=self._augmentation if split == "train" else None,
+                part=part,
             )
         else:
-            episodes = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")
+            whole = sinusoid_episodes(key, meta_batch_size, shots, queries, config.baseline == "oracle")
+            episodes = Episodes(*map(part.of, whole))
         return Episodes(*(tf.cast(tensor, config.dtype) for tensor in episodes))
 
     @property
-    def _augmentation(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """What changes training images at random, a function of a key and uint8 [..., pixels]; None if nothing does."""
+    def _augmentation(self) -> Callable[[tf.Tensor, tf.Tensor, Part], tf.Tensor] | None:
+        """What changes training images at random; None if nothing does.
+
+        A function of a key, uint8 [..., pixels], and the part of the batch that they are.
+        """
         config = self.config
         if not (config.flip or config.crop):
             return None
         size, channels = config.image_shape
 
-        def change(key: tf.Tensor, flat: tf.Tensor) -> tf.Tensor:
+        def change(key: tf.Tensor, flat: tf.Tensor, part: Part) -> tf.Tensor:
             images = tf.reshape(flat, [-1, size, size, channels])
             keys = tf.unstack(tf.random.split(key, 2, alg="philox"), 2)
+            count = images.shape[0] * part.parts
             if config.flip:
-                images = augmentation.mirrored(images, _random_bits(keys[0], [images.shape[0]], 1) == 1)
+                images = augmentation.mirrored(images, part.of(_random_bits(keys[0], [count], 1)) == 1)
             if config.crop:
-                place = _uniform(keys[1], [images.shape[0], 2], 0, 2 * config.crop + 1)
+                place = part.of(_uniform(keys[1], [count, 2], 0, 2 * config.crop + 1))
                 images = augmentation.cropped(images, tf.cast(place, tf.int32), config.crop)
             return tf.reshape(images, flat.shape)
 
@@ -208,7 +228,8 @@ def image_episodes(
     shots: int,
     queries: int,
     turn: bool = False,
-    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    change: Callable[[tf.Tensor, tf.Tensor, Part], tf.Tensor] | None = None,
+    part: Part = WHOLE,
 ) -> Episodes:
     """N-way tasks: classes, and images of a class, are drawn without replacement.
 
@@ -216,6 +237,7 @@ def image_episodes(
         turn: each class of a task, square images, is turned by 0, 90, 180 or 270 degrees, all its
             images alike, as the official code does for Omniglot in training and in testing.
         change: see `DataGenerator._augmentation`.
+        part: of the batch; its images alone are read.
     """
     keys = tf.unstack(tf.random.split(key, 4, alg="philox"), 4)
     per_class = shots + queries
@@ -230,13 +252,14 @@ def image_episodes(
 
     # Labels follow the shuffle: row (k, j) holds the k-th image of class order[k, j].
     order = random_orders(keys[2], [tasks, per_class, num_classes])  # [tasks, K + Q, N]
-    rows = tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)
+    rows, order = part.of(tf.gather(tf.transpose(rows, [0, 2, 1]), order, batch_dims=2)), part.of(order)
     images = tf.gather(table.images, rows)  # [tasks, K + Q, N, pixels]
     if change:
-        images = change(tf.random.experimental.stateless_fold_in(keys[3], 1, alg="philox"), images)
+        images = change(tf.random.experimental.stateless_fold_in(keys[3], 1, alg="philox"), images, part)
     quarters = None
+    whole, tasks = tasks, tasks // part.parts
     if turn:
-        of_class = tf.cast(_random_bits(keys[3], [tasks, num_classes], 2), tf.int32)
+        of_class = tf.cast(part.of(_random_bits(keys[3], [whole, num_classes], 2)), tf.int32)
         quarters = tf.reshape(tf.gather(of_class, tf.reshape(order, [tasks, -1]), batch_dims=1), order.shape)
 
     inputs = tf.reshape(

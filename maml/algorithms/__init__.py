@@ -62,12 +62,12 @@ def _plus_plus(datasource: str) -> dict[str, Any]:
 
 
 _POOLED_64 = {"max_pool": True, "num_filters": 64}
-_METRIC_FLAGS = {"meta_lr", "train_num_classes", "distance", "attention_scale", "halving_interval"}
+_METRIC_FLAGS = {"accumulate", "meta_lr", "train_num_classes", "distance", "attention_scale", "halving_interval"}
 _MINIBATCHES = {"train_shots", "inner_iters", "inner_batch", "inner_optimizer", "eval_inner_iters", "eval_inner_batch"}
 
 _GRADIENT_FLAGS = {"meta_lr", "update_lr", "train_update_lr", "num_updates", "test_num_updates", "stop_grad", "conv"}
 _GRADIENT_FLAGS |= {"baseline", "pretrain_iterations", "check_gradients", "recompute", "adapt", "learn_rates"}
-_GRADIENT_FLAGS |= {"per_step_bn", "multi_step_loss_num_epochs", "first_order_to_second_order_epoch"}
+_GRADIENT_FLAGS |= {"accumulate", "per_step_bn", "multi_step_loss_num_epochs", "first_order_to_second_order_epoch"}
 _GRADIENT_FLAGS |= {
     "keep_best",
     "test_head",

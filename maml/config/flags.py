@@ -329,6 +329,12 @@ class Flags:
     histograms: bool = _flag(False, "write histograms of weights and meta-gradients, at every validation", kind="call")
     tf32: bool = _flag(False, "let a GPU round products to TensorFloat-32: faster, less exact", kind="call")
     bfloat16: bool = _flag(False, "convolutions in bfloat16; weights, statistics and gradients stay float32")
+    accumulate: int = _flag(
+        1,
+        "parts of a meta-batch whose gradients are computed one after another: a larger meta-batch in the same memory",
+        least=1,
+        kind="watch",
+    )
     recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time", kind="watch")
     dtype: str = _flag(
         "float32", "floating-point type of the whole computation", choices=("float32", "float64"), kind="network"

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.data_generator import DataGenerator, Episodes
+from maml.data_generator import WHOLE, DataGenerator, Episodes, Part
 from maml.errors import UserError
 from maml.tasks.class_folders import SPLITS
 
@@ -114,9 +114,10 @@ class OwnTasks:
             self.error = UserError(f"batch {index} of {split}: your task raised {type(error).__name__}: {error}")
             raise
 
-    def episodes(self, split: str, index: Any, meta_batch_size: int) -> Episodes:
-        """The `index`-th batch of tasks of a split; `index` is an int or an integer tensor []."""
+    def episodes(self, split: str, index: Any, meta_batch_size: int, part: Part = WHOLE) -> Episodes:
+        """The `index`-th batch of tasks of a split, or a part of it; `index` is an int or an integer tensor []."""
         flat = tf.nest.flatten(self.like)
+        index, meta_batch_size = index * part.parts + part.number, meta_batch_size // part.parts  # in smaller batches
         drawn = tf.numpy_function(
             lambda index: self._drawn(split, int(index), meta_batch_size),
             [index],

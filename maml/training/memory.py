@@ -28,7 +28,7 @@ def least_memory(config: Config) -> int:
     tasks at a time, at least one. It is a lower bound: measured updates of the sinusoid take 1.3 to
     1.8 times as much.
     """
-    tasks = config.meta_batch_size if config.train else config.evaluation_block
+    tasks = config.meta_batch_size // config.accumulate if config.train else config.evaluation_block
     classes, shots, queries = config.task_size("train" if config.train else "test")
     classes = classes if config.classification else 1
     support, query = classes * shots, classes * queries

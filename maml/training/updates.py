@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
-from maml.data_generator import Episodes, TaskSource
+from maml.data_generator import Episodes, Part, TaskSource
 from maml.models.protocol import Weights
 from maml.training.diagnosis import all_finite
 
@@ -65,6 +65,27 @@ def make_update(
     return run
 
 
+def batch_gradient(
+    model: Algorithm, data: TaskSource, weights: Weights, iteration: tf.Tensor, drawn: Any = ()
+) -> tuple[tf.Tensor, Weights]:
+    """The mean loss of an iteration's batch, [], and its gradient; with `--accumulate` from one part after another.
+
+    Args:
+        drawn: the batch, where it was drawn before.
+    """
+    tasks, parts = model.config.meta_batch_size, model.config.accumulate
+    if parts == 1:
+        return model.gradient(weights, drawn or data.episodes("train", iteration, tasks), iteration)
+
+    def body(part: tf.Tensor, sums: Any) -> tuple:
+        found = model.gradient(weights, data.episodes("train", iteration, tasks, Part(part, parts)), iteration)
+        return part + 1, tf.nest.map_structure(tf.add, sums, found)
+
+    nothing = (tf.zeros([], model.config.dtype), tf.nest.map_structure(tf.zeros_like, weights))
+    sums = tf.while_loop(lambda part, _: part < parts, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
+    return tf.nest.map_structure(lambda total: total / parts, sums)
+
+
 class _Loop:
     """The two loops that `make_update` compiles."""
 
@@ -80,13 +101,14 @@ class _Loop:
 
         XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
         """
-        return self.episodes(iteration) if self.model.compiled else ()
+        return self.episodes(iteration) if self.model.compiled and self.config.accumulate == 1 else ()
 
     def updates(self, first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """Iterations `first` to `last` − 1: the episodes of `last`, the state, the last loss, whether all is finite."""
 
         def body(iteration: tf.Tensor, drawn: Any, state: Any, loss: tf.Tensor, finite: tf.Tensor) -> tuple:
-            state, loss = update(self.model, state, drawn or self.episodes(iteration), iteration)
+            loss, gradients = batch_gradient(self.model, self.data, state.weights, iteration, drawn)
+            state = self.model.apply(state, gradients, iteration)
             return iteration + 1, self.ahead(iteration + 1), state, loss, finite & tf.math.is_finite(loss)
 
         start = (first, drawn, state, tf.constant(0.0, self.config.dtype), tf.constant(True))
@@ -101,7 +123,7 @@ class _Loop:
             drawn, state, loss, ok = self.updates(iteration, end, drawn, state)
             measures = tf.cond(
                 tf.equal(end % self.summary_interval, 0),
-                lambda: self.entered(measures, summaries, state, drawn or self.episodes(end)),
+                lambda: self.entered(measures, summaries, state, end, drawn),
                 lambda: measures,
             )
             return summaries + 1, end, drawn, state, loss, finite & ok, measures
@@ -120,11 +142,28 @@ class _Loop:
         zeros = tf.zeros([MOST_SUMMARIES, self.config.meta_batch_size, columns], self.config.dtype)
         return dict.fromkeys(("loss", "accuracy") if self.config.classification else ("loss",), zeros)
 
-    def entered(self, measures: dict[str, tf.Tensor], summary: tf.Tensor, state: Any, episodes: Episodes) -> dict:
-        """The measures, with those of the state on these episodes as entry `summary`."""
-        found = self.model.evaluate(state.weights, episodes, self.config.evaluation_updates)
+    def entered(
+        self, measures: dict[str, tf.Tensor], summary: tf.Tensor, state: Any, iteration: tf.Tensor, drawn: Any
+    ) -> dict[str, tf.Tensor]:
+        """The measures, with those of the state on an iteration's episodes as entry `summary`."""
+        found = self.measured(state.weights, iteration, drawn)
         entry = tf.equal(tf.range(MOST_SUMMARIES), summary)[:, None, None]
         return {name: tf.where(entry, values, measures[name]) for name, values in found.items()}
+
+    def measured(self, weights: Weights, iteration: tf.Tensor, drawn: Any) -> dict[str, tf.Tensor]:
+        """What `evaluate` measures on the episodes of an iteration, [meta_batch_size, columns] each."""
+        config, steps, parts = self.config, self.config.evaluation_updates, self.config.accumulate
+        if parts == 1:
+            return self.model.evaluate(weights, drawn or self.episodes(iteration), steps)
+
+        def of_part(part: tf.Tensor) -> dict[str, tf.Tensor]:
+            episodes = self.data.episodes("train", iteration, config.meta_batch_size, Part(part, parts))
+            return self.model.evaluate(weights, episodes, steps)
+
+        shape = [config.meta_batch_size, len(self.model.columns(steps))]
+        like = {name: tf.TensorSpec([shape[0] // parts, shape[1]], config.dtype) for name in self.no_measures()}
+        found = tf.map_fn(of_part, tf.range(parts), fn_output_signature=like, parallel_iterations=1)
+        return {name: tf.reshape(values, shape) for name, values in found.items()}
 
 
 def make_gradient(model: Algorithm, data: TaskSource) -> Callable[[Weights, tf.Tensor], Weights]:
@@ -132,7 +171,6 @@ def make_gradient(model: Algorithm, data: TaskSource) -> Callable[[Weights, tf.T
 
     @tf.function(jit_compile=model.compiled, autograph=False)
     def gradient(weights: Weights, iteration: tf.Tensor) -> Weights:
-        episodes = data.episodes("train", iteration, model.config.meta_batch_size)
-        return model.gradient(weights, episodes, iteration)[1]
+        return batch_gradient(model, data, weights, iteration)[1]
 
     return gradient
