@@ -4,8 +4,10 @@ Sampling is stateless and runs wherever the computation runs (inside a compiled 
 a training can be repeated, and resumed at any iteration, without any generator state.
 """
 
+import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
+from maml.parallel import on_gpu
 from maml.tasks import augmentation
 from maml.tasks.class_folders import SPLITS
 from maml.tasks.images import channel_statistics, load_split
@@ -191,6 +194,21 @@ def sinusoid_episodes(key: tf.Tensor, tasks: int, shots: int, queries: int, orac
     return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
 
+def resident(images: np.ndarray) -> tf.Tensor:
+    """Pixels as a tensor, uint8 [rows, columns].
+
+    On a processor those of a memory-mapped file stay where they are: nothing is copied, the memory is that of the
+    system's file cache, and the file is read ahead of its first use.
+    """
+    if not isinstance(images, np.memmap) or on_gpu():
+        return tf.constant(images)
+    with contextlib.suppress(OSError, AttributeError), open(str(images.filename), "rb") as file:  # not every system can
+        os.posix_fadvise(file.fileno(), images.offset, images.nbytes, os.POSIX_FADV_WILLNEED)
+    pixels = np.asarray(images).view()
+    pixels.flags.writeable = True  # or TensorFlow would not take it; it does not write
+    return tf.experimental.dlpack.from_dlpack(pixels.__dlpack__())
+
+
 class _ImageTable(NamedTuple):
     """A split on the device.
 
@@ -212,7 +230,7 @@ class _ImageTable(NamedTuple):
         enough = split.counts >= least
         first, counts = (np.cumsum(split.counts) - split.counts)[enough], split.counts[enough]
         return cls(
-            tf.constant(split.images),
+            resident(split.images),
             tf.constant(first, tf.int32),
             tf.constant(counts, tf.int32),
             int(counts.max()),

@@ -58,7 +58,10 @@ def load(path: str, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
             offset = _aligned(_START.size + length)
             if values["key"] != key or size != offset + rows * columns:
                 return None
-            return np.memmap(file, np.uint8, "r", offset, (rows, columns)), values["facts"]
+            # Copy on write, although nobody can write: TensorFlow takes no memory that is read-only.
+            images = np.memmap(file, np.uint8, "c", offset, (rows, columns))
+            images.flags.writeable = False
+            return images, values["facts"]
     except (OSError, struct.error, ValueError, KeyError, TypeError):
         return None
 

@@ -1,5 +1,6 @@
 """The cache of prepared images: it is used, noticed to be stale or damaged, and never half-written."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,7 +9,10 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from maml.config import Config
+from maml.data_generator import DataGenerator, resident
 from maml.tasks import cache, images
 from maml.tasks.images import load_split
 from maml.tasks.split import ImageSplit
@@ -243,3 +247,36 @@ def test_loading_is_fast(folder):
     begun = time.perf_counter()
     load(folder)
     assert time.perf_counter() - begun < 0.3
+
+
+def test_kept_images_are_the_file_and_no_copy_of_it(folder):
+    """What is drawn of the mapped file is what is drawn of a copy in memory, compiled by XLA too."""
+    load(folder)
+    kept = load(folder)
+    assert isinstance(kept.images, np.memmap)
+    tensor = resident(kept.images)
+    assert np.asarray(memoryview(tensor)).ctypes.data == kept.images.ctypes.data and tensor.shape == kept.images.shape
+    copied = kept._replace(images=np.array(kept.images))
+    flags = {"datasource": "miniimagenet", "num_classes": 2, "update_batch_size": 1, "query_size": 3}
+    one, other = (
+        DataGenerator(Config.from_flags(flags), ("train",), load=lambda *args, split=split, **options: split)
+        for split in (kept, copied)
+    )
+    del kept, tensor
+    for jit in (False, True):
+        drawn = [
+            tf.function(lambda index, data=data: data.episodes("train", index, 4), jit_compile=jit, autograph=False)(3)
+            for data in (one, other)
+        ]
+        for mapped, expected in zip(*drawn, strict=True):
+            np.testing.assert_array_equal(mapped, expected)
+
+
+def test_a_tensor_of_mapped_images_outlives_the_array_and_the_file(folder):
+    before = np.array(load(folder).images)
+    kept = load(folder).images
+    path, tensor = kept.filename, resident(kept)
+    del kept
+    os.unlink(path)
+    gc.collect()
+    np.testing.assert_array_equal(tensor, before)
