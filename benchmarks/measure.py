@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maml.files import make_folder, write_json, write_text
+from maml.machine import cores, processor
 
 FEWEST = 5  # repetitions, however long they take
 
@@ -80,8 +81,8 @@ def machine() -> dict[str, Any]:
 
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor(),
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": [gpu.get("device_name", "GPU") for gpu in gpus],
         "system": platform.platform(),
@@ -90,14 +91,6 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def machine_lines(values: dict[str, Any]) -> str:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from maml.errors import UserError
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
+    from maml.algorithms.anil import ANIL
     from maml.algorithms.matching import MatchingNetworks
     from maml.algorithms.protocol import Algorithm
     from maml.algorithms.protonet import PrototypicalNetworks
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from maml.tasks.own import folder_tasks
 
 __all__ = [
+    "ANIL",
     "MAML",
     "Algorithm",
     "Config",
@@ -41,6 +45,7 @@ __all__ = [
 ]
 
 WHERE = {
+    "ANIL": "maml.algorithms.anil",
     "MAML": "maml.maml",
     "Algorithm": "maml.algorithms.protocol",
     "Config": "maml.config",

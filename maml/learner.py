@@ -48,7 +48,7 @@ def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) ->
         return load_own(logdir, model, **flags)
     unknown = set(flags) - {field.name for field in dataclasses.fields(Config)}
     if unknown:
-        raise UserError(f"load: no flag {', '.join(sorted(unknown))}; `python main.py --help` lists them")
+        raise UserError(f"load: no flag {', '.join(sorted(unknown))}; `python main.py --helpfull` lists them")
     return open_learner(flags | {"logdir": os.fspath(logdir)})
 
 

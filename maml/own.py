@@ -340,7 +340,7 @@ def _given(flags: dict[str, Any], loss: Any, learn_rates: str | None, logdir: An
     fields = {field.name for field in dataclasses.fields(Config)}
     unknown = sorted(set(flags) - fields)
     if unknown:
-        raise UserError(f"train: no flag {', '.join(unknown)}; `python main.py --help` lists them")
+        raise UserError(f"train: no flag {', '.join(unknown)}; `python main.py --helpfull` lists them")
     if isinstance(loss, str) and loss not in LOSSES:
         raise UserError(f"loss={loss!r}: must be mse, xent, or a function of (outputs, y)")
     own = OWN | {"loss": loss if isinstance(loss, str) else "own", "logdir": os.path.expanduser(os.fspath(logdir))}

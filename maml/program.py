@@ -308,7 +308,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"main.py: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+        print(f"main.py: {' '.join(str(error).split())} (--helpfull lists the flags)", file=sys.stderr)
         sys.exit(1)
 
 
@@ -316,7 +316,7 @@ def main(argv: list[str]) -> int:
     """Trains, tests or predicts; bad input ends with one line and exit code 1."""
     try:
         if len(argv) > 1:
-            raise UserError(f"{argv[1]}: not a flag; write --flag=value (--help lists them)")
+            raise UserError(f"{argv[1]}: not a flag; write --flag=value (--helpfull lists them)")
         given = given_flags()
         if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
             folder, config = find_run(given)
@@ -345,17 +345,45 @@ GROUPS = {
 }
 
 
-def help_lines() -> list[str]:
-    """What --help prints: examples, then the flags by what they are for."""
+# What people need first: --help shows these alone.
+FIRST = (
+    *("datasource", "data_dir", "num_classes", "update_batch_size", "algorithm", "num_updates", "update_lr"),
+    *("meta_batch_size", "metatrain_iterations", "logdir", "train", "test_set"),
+)
+
+
+def help_lines(full: bool) -> list[str]:
+    """What --help prints: examples, and the flags that are needed first; with --helpfull all, by what they are for."""
+    groups = {title: names_of(kind) for kind, title in GROUPS.items()} if full else {"What is needed first": FIRST}
     lines = [*__doc__.splitlines()]
-    for kind, title in GROUPS.items():
+    for title, names in groups.items():
         lines += ["", f"{title}:"]
-        for name in names_of(kind):
+        for name in names:
             field = Config.__dataclass_fields__[name]
             choices = "|".join(field.metadata["choices"])
             lines.append(f"  --{name}={choices or field.default!r}")
             lines += textwrap.wrap(field.metadata["help"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return lines
+    return lines if full else [*lines, "", "--helpfull lists all flags, --version says what computes here."]
+
+
+def version_lines() -> list[str]:
+    """What --version prints: the versions, and what there is to compute with."""
+    from maml import __version__
+    from maml.machine import cores, processor
+
+    with quiet_stderr():
+        import tensorflow as tf
+
+        from maml.training.runs import versions
+
+        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    names = {"python": "Python", "tensorflow": "TensorFlow", "numpy": "NumPy"}
+    return [
+        f"maml {__version__}",
+        ", ".join(f"{names[package]} {version}" for package, version in versions().items()),
+        f"{processor()}, {cores()} cores",
+        f"GPU: {', '.join(gpu.get('device_name', 'GPU') for gpu in gpus) or 'none that TensorFlow can use'}",
+    ]
 
 
 def start() -> None:
@@ -364,8 +392,12 @@ def start() -> None:
         sys.exit("TensorFlow 2.21 runs on Python 3.10 to 3.13: use one of these")
     for stream in (sys.stdout, sys.stderr):  # names of files and classes survive every terminal
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
-        print("\n".join(help_lines()))
+    asked = set(sys.argv[1:])
+    if asked & {"--help", "-h", "-help", "--helpshort", "--helpfull"}:
+        print("\n".join(help_lines("--helpfull" in asked)))
+        sys.exit(0)
+    if "--version" in asked:
+        print("\n".join(version_lines()))
         sys.exit(0)
     define_flags()
     app.run(main, flags_parser=parse)

@@ -4,12 +4,15 @@ import csv
 import json
 import os
 import pickle
+import platform
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import maml
 from maml.config import Config
 from maml.training import checkpoints, runs
 from tests.command_line import run_here, run_process
@@ -63,10 +66,19 @@ def test_the_two_commands_in_processes_of_their_own(tmp_path):
 
 def test_help_lists_the_flags_without_tensorflow(tmp_path):
     told = run_process("--help", cwd=tmp_path)
-    assert "--update_batch_size" in told.stdout
+    assert "--update_batch_size" in told.stdout and "--stop_grad" not in told.stdout
+    assert len([line for line in told.stdout.splitlines() if line.startswith("  --")]) == 12
     listed = run_process("--helpfull", cwd=tmp_path)
     assert "--stop_grad=False" in listed.stdout
     assert "tensorflow" not in told.stderr
+
+
+def test_version_says_what_computes_here(tmp_path):
+    told = run_process("--version", cwd=tmp_path)
+    assert told.returncode == 0 and told.stderr == ""
+    project, packages, processor, gpu = told.stdout.splitlines()
+    assert project == f"maml {maml.__version__}" and f"TensorFlow {tf.__version__}" in packages
+    assert f"Python {platform.python_version()}" in packages and processor.endswith("cores") and gpu.startswith("GPU: ")
 
 
 def test_miniimagenet_end_to_end_learns(here, capsys):
