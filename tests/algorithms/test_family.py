@@ -15,7 +15,7 @@ from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.maml import MAML
-from maml.training.checkpoints import list_checkpoints
+from maml.training.checkpoints import list_checkpoints, remove
 from maml.training.gradient_check import check_gradients
 from maml.training.updates import update
 from tests.command_line import run_here
@@ -66,7 +66,7 @@ def test_the_gradient_by_theta_and_by_alpha_is_the_one_by_hand(kind, rates, firs
     ],
     ids=str,
 )
-@pytest.mark.parametrize("network", ["sinusoid", "fc", "strided, mean head", "pooled, flat head"])
+@pytest.mark.parametrize("network", ["sinusoid", "pooled, flat head"])
 def test_central_differences(network, flags):
     plain = tiny_model(network, "batch_norm" if network != "sinusoid" else "None", num_updates=2)
     config = plain.config.replace(**flags)
@@ -139,15 +139,17 @@ def test_learned_rates_begin_as_published_and_are_given_to_adam(kind):
 def test_a_run_resumes_to_the_bit_and_is_loaded(tmp_path, monkeypatch, algorithm):
     monkeypatch.chdir(tmp_path)
     flags = (f"--algorithm={algorithm}", "--norm=None", "--meta_batch_size=4", "--val_tasks=0", "--save_interval=5")
-    assert run_here(*flags, "--metatrain_iterations=10", "--logdir=whole") == 0
-    for iterations in (5, 10):
-        assert run_here(*flags, f"--metatrain_iterations={iterations}", "--logdir=parts") == 0
     saved = []
-    for logdir in ("whole", "parts"):
-        [folder] = [path for path in (tmp_path / logdir).iterdir() if path.is_dir()]
+    for _ in range(2):
+        assert run_here(*flags, "--metatrain_iterations=10", "--logdir=whole") == 0
+        [folder] = [path for path in (tmp_path / "whole").iterdir() if path.is_dir()]
         assert folder.name.startswith(f"{algorithm}.cls_5")
-        reader = tf.train.load_checkpoint(str(list_checkpoints(folder)[-1].prefix))
+        newest = list_checkpoints(folder)[-1]
+        assert newest.iteration == 10
+        reader = tf.train.load_checkpoint(str(newest.prefix))
         saved.append({name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+        if len(saved) == 1:
+            remove(newest)  # and goes on from the fifth
     assert any("alpha/" in name for name in saved[0]) == (algorithm == "metasgd")
     for name, values in saved[0].items():
         np.testing.assert_array_equal(values, saved[1][name], name)
