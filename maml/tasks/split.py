@@ -45,11 +45,11 @@ class Source(NamedTuple):
 
 
 def check_fits(source: Source) -> None:
-    """Raises UserError if the images of a split cannot be in memory twice, as an array and as a tensor."""
+    """Raises UserError if the images of a split do not fit into memory, where they are prepared before they are kept."""
     there = physical_memory()
-    if there is not None and 2 * source.size > there:
+    if there is not None and source.size > there:
         raise UserError(
-            f"{source.name}: its images take {source.size / 2**30:,.1f} GiB, twice while they are prepared, and this "
+            f"{source.name}: its images take {source.size / 2**30:,.1f} GiB while they are prepared, and this "
             f"machine has {there / 2**30:,.1f}: lower --image_size or --channels, or train on fewer images"
         )
 
