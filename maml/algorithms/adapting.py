@@ -99,7 +99,7 @@ class GradientBased(Adapting):
     @property
     def per_step(self) -> frozenset[str]:
         """The names of the weights of which each inner step has its own: they have a leading axis of num_updates."""
-        rates = {RATE + name for name in self.adapted} if self.config.learn_rates == "step" else ()
+        rates = {RATE + name for name in self.model.adapted} if self.config.learn_rates == "step" else ()
         return frozenset(rates).union(self.model.norms if self.config.per_step_bn else ())
 
     def of_step(self, weights: Weights, step: int | tf.Tensor) -> Weights:
@@ -125,11 +125,13 @@ class GradientBased(Adapting):
     def init_rates(self, weights: Weights) -> Weights:
         """The learned α before the first update: drawn from U(0.005, 0.1) for every weight, or `update_lr` a step.
 
+        Weights that `adapt` leaves out have one too, which stays as it is: a test may adapt them.
+
         Source: Meta-SGD's, Li et al. 2017; MAML++'s, Antoniou et al. 2019.
         """
         learned, config = self.config.learn_rates, self.config
         rates = {}
-        for index, name in enumerate(sorted(self.adapted) if learned != "none" else ()):
+        for index, name in enumerate(sorted(self.model.adapted) if learned != "none" else ()):
             if learned == "weight":
                 seed = [config.seed, 1000 + index]
                 rates[RATE + name] = tf.random.stateless_uniform(

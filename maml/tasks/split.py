@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 
 def check_fits(source: Source) -> None:
-    """Raises UserError if the images of a split do not fit into memory, where they are prepared before they are kept."""
+    """Raises UserError if a split's images do not fit into memory, where they are prepared before they are kept."""
     there = physical_memory()
     if there is not None and source.size > there:
         raise UserError(

@@ -158,9 +158,11 @@ def test_a_run_resumes_to_the_bit_and_is_loaded(tmp_path, monkeypatch, algorithm
     assert np.isfinite(learner.adapt(x, np.sin(x), num_updates=3).predict(x)).all()
 
 
-def test_what_is_adapted_may_be_chosen_in_a_test(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("rates", ["none", "weight", "step"])
+def test_what_is_adapted_may_be_chosen_in_a_test(tmp_path, monkeypatch, rates):
     monkeypatch.chdir(tmp_path)
-    assert run_here("--norm=None", "--metatrain_iterations=5", "--meta_batch_size=4", "--val_tasks=0") == 0
+    flags = ("--norm=None", "--metatrain_iterations=5", "--meta_batch_size=4", "--val_tasks=0")
+    assert run_here(*flags, f"--learn_rates={rates}") == 0
     for part in ("head", "body", "all"):
         assert run_here("--train=False", "--test_set", "--test_tasks=5", f"--adapt={part}") == 0
     found = {path.stem: json.loads(path.read_text())["mean"] for path in tmp_path.glob("logs/*/*/test_*.json")}
