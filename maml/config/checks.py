@@ -28,8 +28,10 @@ def check(config: "Config", given: Collection[str] = ()) -> None:
                 f"{' and '.join(algorithms.users(field.name))}: leave it out, or choose that --algorithm"
             )
     if config.meta_batch_size % config.accumulate:
-        fitting = [n for n in range(1, config.meta_batch_size + 1) if not config.meta_batch_size % n]
-        near = min(fitting, key=lambda n: abs(n - config.accumulate))
+        small = [n for n in range(1, math.isqrt(config.meta_batch_size) + 1) if not config.meta_batch_size % n]
+        near = min(
+            [*small, *(config.meta_batch_size // n for n in small)], key=lambda n: (abs(n - config.accumulate), n)
+        )
         raise UserError(
             f"--accumulate={config.accumulate}: --meta_batch_size={config.meta_batch_size} does not divide into that "
             f"many equal parts; the nearest number that does is {near}"

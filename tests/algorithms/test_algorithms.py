@@ -1,5 +1,7 @@
 """What every algorithm promises: the same tests for all of them."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +23,8 @@ OWN = {
     "maml": {"meta_lr": 0.01, "update_lr": 0.1, "num_updates": 1, "test_num_updates": 1},
     "anil": {"meta_lr": 0.02, "update_lr": 1.0, "num_updates": 3, "test_num_updates": 3},
     "metasgd": {"meta_lr": 0.01, "num_updates": 1, "test_num_updates": 1},
+    "maml++": {"meta_lr": 0.01, "num_updates": 2, "test_num_updates": 2, "multi_step_loss_num_epochs": 1}
+    | {"total_iter_per_epoch": 25, "keep_best": 1},
     "reptile": {"update_lr": 0.01, "train_shots": 4, "inner_batch": 6, "eval_inner_iters": 10, "eval_inner_batch": 3}
     | {"meta_step": 0.5, "meta_step_final": 0.5},  # a shorter run would fall faster
     "protonet": {"meta_lr": 0.01, "train_num_classes": 5},
@@ -124,8 +128,8 @@ def test_adapt_and_predict_for_a_users_own_images(algorithm, folder):
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_flags_of_other_algorithms_are_refused(algorithm):
     """At their default, too: a flag that is given is meant."""
-    given = {"distance": "l2"} if algorithm in ("maml", "anil", "metasgd") else {"num_updates": 1}
-    with pytest.raises(UserError, match=rf"has no meaning with --algorithm={algorithm}; it is for "):
+    given = {"distance": "l2"} if algorithm in ("maml", "anil", "metasgd", "maml++") else {"num_updates": 1}
+    with pytest.raises(UserError, match=rf"has no meaning with --algorithm={re.escape(algorithm)}; it is for "):
         Config.from_flags({"algorithm": algorithm} | given)
 
 

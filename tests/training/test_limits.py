@@ -61,7 +61,9 @@ def test_at_a_limit(name):
         assert (
             getattr(
                 Config.from_flags(
-                    {"algorithm": algorithm, name: value} | ({"datasource": "omniglot"} if name == "crop" else {})
+                    {"algorithm": algorithm, name: value}
+                    | ({"datasource": "omniglot"} if name == "crop" else {})
+                    | ({"meta_batch_size": value} if name == "accumulate" else {})
                 ),
                 name,
             )
