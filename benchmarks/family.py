@@ -3,7 +3,6 @@
   python -m benchmarks.family
 
 Each member and each trick of MAML++ is timed by itself, on the same network and tasks; a ratio of 1 is MAML's update.
-The floor of the loss of every step is MAML's update plus the query passes that it makes besides: it is not timed here.
 """
 
 import argparse

@@ -7,6 +7,7 @@ weights.
 
 import abc
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -115,14 +116,22 @@ class MetricLearner(Algorithm):
 
     def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:
         """Mean loss and accuracy of every task's query set, [tasks, 1] each."""
+        return query_measures(lambda task: self.predict((weights, task.labela), task.inputa, task.inputb), episodes)
 
-        def of_task(task: Episodes) -> dict[str, tf.Tensor]:
-            outputs = self.predict((weights, task.labela), task.inputa, task.inputb)
-            measures = {"loss": losses.mean_xent, "accuracy": losses.accuracy}
-            return {name: measure(outputs, task.labelb)[None] for name, measure in measures.items()}
 
-        like = dict.fromkeys(("loss", "accuracy"), tf.TensorSpec([1], self.config.dtype))
-        return map_tasks(of_task, episodes, like)
+def query_measures(outputs_of: Callable[[Episodes], tf.Tensor], episodes: Episodes) -> dict[str, tf.Tensor]:
+    """Mean loss and accuracy of every task's query set, [tasks, 1] each.
+
+    Args:
+        outputs_of: logits [N·Q, N] of one task's query set.
+    """
+
+    def of_task(task: Episodes) -> dict[str, tf.Tensor]:
+        outputs, measures = outputs_of(task), {"loss": losses.mean_xent, "accuracy": losses.accuracy}
+        return {name: measure(outputs, task.labelb)[None] for name, measure in measures.items()}
+
+    like = dict.fromkeys(("loss", "accuracy"), tf.TensorSpec([1], episodes.labelb.dtype))
+    return map_tasks(of_task, episodes, like)
 
 
 def minus_squared_distance(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:

@@ -6,16 +6,14 @@ the support set in proportion to the cosine of their features, as in matching ne
 
 import tensorflow as tf
 
-from maml.algorithms import losses
 from maml.algorithms.anil import query_features
 from maml.algorithms.matching import class_attention
-from maml.algorithms.metric import cosine
+from maml.algorithms.metric import cosine, query_measures
 from maml.algorithms.protocol import Column
 from maml.data_generator import Episodes
 from maml.maml import MAML
 from maml.models.official import Network
 from maml.models.protocol import Weights
-from maml.parallel import map_tasks
 
 Labelled = tuple[Weights, tf.Tensor, tf.Tensor]  # the weights, and a support set's features and labels
 
@@ -40,16 +38,18 @@ class NIL(MAML):
         """The query set alone: there is no before and after."""
         return [Column("cosine head, query set", "nil", "Cosine head")]
 
+    @property
+    def reported(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The query set."""
+        return (0,)
+
     def evaluate(self, weights: Weights, episodes: Episodes, num_updates: int) -> dict[str, tf.Tensor]:  # type: ignore[override]
         """Mean loss and accuracy of every task's query set, [tasks, 1] each."""
 
-        def of_task(task: Episodes) -> dict[str, tf.Tensor]:
-            outputs = self.predict(self.adapt(weights, task.inputa, task.labela, 0), task.inputa, task.inputb)
-            measures = {"loss": losses.mean_xent, "accuracy": losses.accuracy}
-            return {name: measure(outputs, task.labelb)[None] for name, measure in measures.items()}
+        def outputs_of(task: Episodes) -> tf.Tensor:
+            return self.predict(self.adapt(weights, task.inputa, task.labela, 0), task.inputa, task.inputb)
 
-        like = dict.fromkeys(("loss", "accuracy"), tf.TensorSpec([1], self.config.dtype))
-        return map_tasks(of_task, episodes, like, self.side_by_side)
+        return query_measures(outputs_of, episodes)
 
     @property
     def _network(self) -> Network:

@@ -114,7 +114,7 @@ def _check_use(config: "Config") -> None:
             raise UserError(
                 "--test_checkpoint=ensemble is for a test; prediction and exports have the best: --test_checkpoint=best"
             )
-        if not config.adapts or not config.uses("keep_best"):
+        if not config.uses("keep_best"):
             raise UserError(f"--test_checkpoint=ensemble has no meaning with --algorithm={config.algorithm}; take best")
     if config.test_head == "cosine":
         if training:
