@@ -56,6 +56,10 @@ class Part(NamedTuple):
     number: int | tf.Tensor
     parts: int
 
+    def bit(self, number: int | tf.Tensor, bits: int) -> "Part":
+        """One of the `bits` parts of this part."""
+        return Part(self.number * bits + number, self.parts * bits)
+
     def of(self, batch: tf.Tensor) -> tf.Tensor:
         """The rows of this part: [parts · n, …] → [n, …]."""
         return batch if self.parts == 1 else tf.reshape(batch, [self.parts, -1, *batch.shape[1:]])[self.number]

@@ -12,22 +12,30 @@ meaning and default.
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from maml import commands
+from maml import __version__, commands
 from maml.config import Config, names_of
 from maml.config.flags import UNSET
 from maml.config.record import expanded
+from maml.devices.cluster import Cluster, agreed, from_environment
 from maml.errors import UserError
 from maml.files import write_text
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from maml.algorithms.protocol import Algorithm
+    from maml.data_generator import DataGenerator
 
 
 def define_flags() -> None:
@@ -72,11 +80,12 @@ def quiet_stderr():
             os.close(stderr)
 
 
-def set_up_tensorflow(config: Config) -> None:
-    """Imports TensorFlow without its log lines and starts its devices."""
+def set_up_tensorflow(config: Config, cluster: Cluster | None) -> "tf.distribute.Strategy":
+    """Imports TensorFlow without its log lines and starts its devices: those of this process, and of other workers."""
     with quiet_stderr():
         import tensorflow as tf
 
+        from maml.devices.start import strategy
         from maml.parallel import set_up_threads
 
         tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
@@ -86,7 +95,7 @@ def set_up_tensorflow(config: Config) -> None:
             with contextlib.suppress(RuntimeError):  # already started
                 tf.config.experimental.set_memory_growth(gpu, True)
         set_up_threads(config)
-        tf.config.list_logical_devices()
+        return strategy(config.devices, cluster)
 
 
 # Shown at the start even at their default.
@@ -138,13 +147,16 @@ def run_training(config: Config, notes: list[str]) -> int:
     """Trains, and returns the exit code; `notes` are printed below the setting."""
     from maml import algorithms
     from maml.data_generator import DataGenerator
+    from maml.devices import replicas
     from maml.training.loop import train
     from maml.training.memory import check_memory
-    from maml.training.runs import lock_run, open_run
+    from maml.training.runs import lock_run, open_run, run_folder
 
     check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
     config = data.config
+    if not replicas.is_chief():
+        return 0 if train(config, algorithms.build(config), data, run_folder(config)).finished else 130
     notes = [*notes, *data_notes(config)]
     with lock_run(config):
         folder, run_notes = open_run(config, data.fingerprint)
@@ -174,16 +186,18 @@ def run_training(config: Config, notes: list[str]) -> int:
 
 def run_test(config: Config, folder: Path) -> int:
     """Tests the run in a folder, and returns the exit code."""
-    from tqdm import tqdm
-
     from maml import algorithms
     from maml.data_generator import DataGenerator
+    from maml.devices import replicas
     from maml.learner import Learner
     from maml.training import checkpoints
-    from maml.training.evaluation import Evaluator, TestResult, result_table, write_results
+    from maml.training.evaluation import TestResult, result_table, write_results
     from maml.training.memory import check_memory
 
     check_memory(config)
+    if not replicas.is_chief():
+        measured(algorithms.build(config), DataGenerator(config, ("test" if config.test_set else "val",)), [])
+        return 0
     print_setting(config)
     ensemble = config.test_checkpoint == "ensemble"
     checkpoint = checkpoints.choose(folder, "best" if ensemble else config.test_checkpoint, config.test_iter)
@@ -197,16 +211,9 @@ def run_test(config: Config, folder: Path) -> int:
     data = DataGenerator(config, (split,))
     if data.left_out:
         print(f"Classes with too few images for the tasks are left out: {len(data.left_out[split])}")
-    evaluator = Evaluator(model, data)
     tested = "_".join(member.prefix.name for member in members)
     print(f"Testing {folder / tested} on {config.test_tasks} {split} tasks")
-    measures = evaluator.tasks(
-        weights if ensemble else weights[0],
-        split,
-        config.test_tasks,
-        config.evaluation_updates,
-        progress=lambda blocks: tqdm(blocks, unit="block", disable=None, leave=False),
-    )
+    measures = measured(model, data, weights)
     values = measures["accuracy" if config.classification else "loss"]
     result = TestResult.of(values)
     columns = model.columns(config.evaluation_updates)
@@ -216,6 +223,30 @@ def run_test(config: Config, folder: Path) -> int:
     print(result_table(result, config, columns))
     print(f"Written to {table} (and .pkl, .json)")
     return 0
+
+
+def measured(model: "Algorithm", data: "DataGenerator", weights: list) -> dict:
+    """What a test measures of the weights of one checkpoint, or of several; each worker has a part of the tasks.
+
+    Args:
+        weights: [] on other workers than the chief, who get the chief's.
+    """
+    from tqdm import tqdm
+
+    from maml.devices import replicas
+    from maml.training.evaluation import Evaluator
+
+    config = model.config
+    replicas.check_alike({"data": data.fingerprint})
+    members = replicas.number_of_chief(len(weights))
+    weights = replicas.from_chief(weights or [model.init_state().weights] * members)
+    return Evaluator(model, data).tasks(
+        weights if members > 1 else weights[0],
+        "test" if config.test_set else "val",
+        config.test_tasks,
+        config.evaluation_updates,
+        progress=lambda blocks: tqdm(blocks, unit="block", disable=replicas.silent(), leave=False),
+    )
 
 
 def run_predict(config: Config, folder: Path) -> int:
@@ -287,6 +318,8 @@ def run(config: Config, folder: Path | None, notes: list[str]) -> int:
     """
     import tensorflow as tf
 
+    from maml.devices import replicas
+
     try:
         if config.check_gradients:
             return run_gradient_check(config)
@@ -294,6 +327,8 @@ def run(config: Config, folder: Path | None, notes: list[str]) -> int:
             return run_training(config, notes)
         return run_predict(config, folder) if config.predict else run_test(config, folder)
     except tf.errors.OpError as error:
+        if lost := replicas.lost(error):
+            raise lost from error
         if "events.out.tfevents" in error.message:
             reason = error.message.split("}} ")[-1].splitlines()[0]
             raise UserError(f"{reason}: TensorBoard's file could not be written; free some space") from error
@@ -312,26 +347,43 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(1)
 
 
+def resolved(given: dict[str, Any]) -> dict[str, Any]:
+    """What the given flags mean, ready for JSON: the whole setting, the run that is tested, and notes for the user."""
+    if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
+        folder, config = find_run(given)
+        if config.datasource == "own":
+            from maml.learner import refuse_own
+
+            refuse_own(config, folder)
+        return {"config": config.to_dict(), "folder": str(folder), "notes": []}
+    from maml.tasks.images import sized
+
+    given, notes = sized(given)
+    return {"config": Config.from_flags(given).to_dict(), "folder": "", "notes": notes}
+
+
+def facts(given: dict[str, Any]) -> dict[str, str]:
+    """What must be the same on all workers of a training: flags, but for folders, and versions."""
+    flags_given = {f"--{name}": str(value) for name, value in given.items() if name not in ("logdir", "data_dir")}
+    packages = ("tensorflow", "numpy", "keras")
+    return flags_given | {package: importlib.metadata.version(package) for package in packages} | {"maml": __version__}
+
+
 def main(argv: list[str]) -> int:
     """Trains, tests or predicts; bad input ends with one line and exit code 1."""
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]}: not a flag; write --flag=value (--helpfull lists them)")
         given = given_flags()
-        if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
-            folder, config = find_run(given)
-            if config.datasource == "own":
-                from maml.learner import refuse_own
-
-                refuse_own(config, folder)
-            notes: list[str] = []
-        else:
-            from maml.tasks.images import sized
-
-            given, notes = sized(given)
-            folder, config = None, Config.from_flags(given)
-        set_up_tensorflow(config)
-        return run(config, folder, notes)
+        cluster = from_environment()
+        if cluster and (given.get("predict") or given.get("check_gradients")):
+            raise UserError("--predict and --check_gradients are for one process: unset TF_CONFIG, or leave srun out")
+        found = agreed(cluster, facts(given), lambda: resolved(given)) if cluster else resolved(given)
+        config = Config(**found["config"])
+        if "data_dir" in given:  # each worker has its own
+            config = config.replace(data_dir=given["data_dir"])
+        with set_up_tensorflow(config, cluster).scope():
+            return run(config, Path(found["folder"]) if found["folder"] else None, found["notes"])
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1

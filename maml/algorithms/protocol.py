@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from maml.config import Config
-from maml.data_generator import Episodes
+from maml.data_generator import Episodes, Part
 from maml.models.protocol import Model, Weights
 
 
@@ -49,6 +49,13 @@ class Algorithm(abc.ABC):
             episodes: the tasks, with a leading task axis.
             iteration: how many updates came before, [].
         """
+
+    def of_part(self, part: Part) -> "Algorithm":
+        """The learner of a part of each batch: itself, unless a task's place in the batch matters to `gradient`.
+
+        The mean over the parts of what their learners find as loss and gradient is that of the whole batch.
+        """
+        return self
 
     @abc.abstractmethod
     def apply(self, state: Any, gradients: Weights, iteration: tf.Tensor | int) -> Any:

@@ -35,7 +35,7 @@ from maml.algorithms.adam import BETA_2, EPSILON
 from maml.algorithms.adapting import Adapting
 from maml.algorithms.protocol import Column
 from maml.config import Config
-from maml.data_generator import Episodes, random_orders
+from maml.data_generator import WHOLE, Episodes, Part, random_orders
 from maml.models.official import Network
 from maml.models.protocol import Model, Weights
 from maml.parallel import map_tasks
@@ -85,10 +85,14 @@ class Reptile(Adapting):
 
     side_by_side = False  # a task's loop over minibatches does not fit into one operation
 
-    def __init__(self, config: Config, model: Model | None = None):
-        """Builds the learner for a setting; `model` stands in for the paper's."""
-        self.config = config
+    def __init__(self, config: Config, model: Model | None = None, part: Part = WHOLE):
+        """Builds the learner for a setting, or for a part of its batches; `model` stands in for the paper's."""
+        self.config, self.part = config, part
         self.model = model or dataclasses.replace(Network.from_config(config), flat_head=True)
+
+    def of_part(self, part: Part) -> "Reptile":
+        """The learner of a part of each batch: Adam's state is handed on from task to task."""
+        return Reptile(self.config, self.model, part)
 
     def loss_func(self, outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Mean loss of one task, []: cross-entropy, or squared error for regression."""
@@ -151,18 +155,19 @@ class Reptile(Adapting):
 
         For Adam's state it is what is to be subtracted from it, likewise.
         """
-        config, (count, examples) = self.config, episodes.inputa.shape[:2]
+        config, (tasks, examples) = self.config, episodes.inputa.shape[:2]
+        count = tasks * self.part.parts
         key = tf.random.experimental.stateless_fold_in([config.seed, TRAINING], iteration, alg="philox")
         order = minibatches(key, count, examples, config.inner_iters, config.inner_batch)
         theta, v, _ = _split(weights)
         adapted = map_tasks(
             lambda task: self.adapt_task(weights, task),
-            Task(episodes.inputa, episodes.labela, order),
+            Task(episodes.inputa, episodes.labela, self.part.of(order)),
             Adapted(theta, v, tf.TensorSpec([], config.dtype)),
         )
         gradients = {name: theta[name] - tf.reduce_mean(after, 0) for name, after in adapted.weights.items()}
         if v:
-            after = {name: after_all(v[name], adapted.v[name], config.inner_iters) for name in v}
+            after = {name: after_all(v[name], adapted.v[name], config.inner_iters, self.part) for name in v}
             gradients |= {f"adam/v/{name}": v[name] - after[name] for name in v}
             gradients["adam/step"] = tf.constant(-config.inner_iters * count, config.dtype)
         return tf.reduce_mean(adapted.loss), gradients
@@ -250,7 +255,7 @@ def minibatches(key, tasks: int, examples: int | tf.Tensor, steps: int, size: in
     return tf.reshape(order[:, : steps * size], [tasks, steps, size])
 
 
-def after_all(before: tf.Tensor, after: tf.Tensor, steps: int) -> tf.Tensor:
+def after_all(before: tf.Tensor, after: tf.Tensor, steps: int, part: Part = WHOLE) -> tf.Tensor:
     """Adam's running mean after all tasks, as if they had been adapted one after another.
 
     The k steps of task b add v_b − β₂ᵏ v, which every later task's k steps shrink by β₂ᵏ.
@@ -259,11 +264,12 @@ def after_all(before: tf.Tensor, after: tf.Tensor, steps: int) -> tf.Tensor:
         before: v, from which all tasks started.
         after: v_b of every task, [tasks, …].
         steps: k.
+        part: that the tasks are; the mean of what is returned for all parts is that of the whole batch.
     """
-    tasks = after.shape[0]
-    later = [BETA_2 ** (steps * (tasks - 1 - task)) for task in range(tasks)]
+    tasks = after.shape[0] * part.parts
+    later = part.of(tf.constant([BETA_2 ** (steps * (tasks - 1 - task)) for task in range(tasks)], before.dtype))
     own = after - BETA_2**steps * before
-    return BETA_2 ** (steps * tasks) * before + tf.tensordot(tf.constant(later, before.dtype), own, 1)
+    return BETA_2 ** (steps * tasks) * before + part.parts * tf.tensordot(later, own, 1)
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)  # one pass over the weights

@@ -335,6 +335,12 @@ class Flags:
         least=1,
         kind="watch",
     )
+    devices: str = _flag(
+        "",
+        "over which the tasks of a batch are divided: how many GPUs (empty: all there are), or cpu:N for N replicas on "
+        "the processor",
+        kind="call",
+    )
     recompute: bool = _flag(False, "recompute inner steps in the backward pass: less memory, more time", kind="watch")
     dtype: str = _flag(
         "float32", "floating-point type of the whole computation", choices=("float32", "float64"), kind="network"

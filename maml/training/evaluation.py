@@ -15,6 +15,7 @@ import tensorflow as tf
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config, names_of
 from maml.data_generator import Episodes, TaskSource
+from maml.devices import replicas
 from maml.errors import UserError
 from maml.files import read_json, replacing, write_json
 from maml.models.protocol import Weights
@@ -35,12 +36,21 @@ class Evaluator:
         def measure(weights: Weights | Sequence[Weights], index: tf.Tensor, split: str, tasks: int, num_updates: int):
             return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
 
-        self._measure = measure
+        @tf.function(autograph=False, reduce_retracing=True)
+        def shared(weights: Weights | Sequence[Weights], index: tf.Tensor, split: str, tasks: int, num_updates: int):
+            return replicas.together(
+                lambda part: measure(weights, index * part.parts + part.number, split, tasks, num_updates)
+            )
+
+        self._measure = measure if replicas.count() == 1 else shared
 
     def batch(
         self, weights: Weights | Sequence[Weights], split: str, index: int, tasks: int, num_updates: int
     ) -> dict[str, np.ndarray]:
-        """Measures one batch of tasks: "loss" and "accuracy", [tasks, columns]."""
+        """Measures the `index`-th batch of tasks: "loss" and "accuracy", [tasks, columns]. Of n replicas each does one.
+
+        Then these are the batches n · index to n · index + n − 1: [n · tasks, columns].
+        """
         measures = self._measure(weights, tf.constant(index), split, tasks, num_updates)
         return {name: values.numpy() for name, values in measures.items()}
 
@@ -60,7 +70,7 @@ class Evaluator:
         """
         blocks = [
             self.batch(weights, split, index, self._block, num_updates)
-            for index in progress(range(math.ceil(tasks / self._block)))
+            for index in progress(range(math.ceil(tasks / (self._block * replicas.count()))))
         ]
         return {name: np.concatenate([block[name] for block in blocks])[:tasks] for name in blocks[0]}
 

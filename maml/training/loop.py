@@ -15,6 +15,8 @@ from tqdm import tqdm
 from maml.algorithms.protocol import Algorithm
 from maml.config import Config, names_of
 from maml.data_generator import TaskSource
+from maml.devices import replicas
+from maml.devices.start import check_divides
 from maml.errors import UserError
 from maml.models.protocol import Weights
 from maml.training import checkpoints
@@ -97,15 +99,17 @@ def train(
         on_save: called with the iteration after each checkpoint.
     """
     begin = time.perf_counter()
+    check_divides(config.meta_batch_size, replicas.count() * config.accumulate)
     run = _Training(config, model, data, folder, compiled or Compiled.of(config, model, data), on_save)
     with _Interrupt() as interrupt, run.opened():
-        while run.iteration < config.total_iterations and not interrupt.heard:
+        while run.iteration < config.total_iterations and not replicas.any_of(interrupt.heard):
             run.update()  # episodes, updates and summaries, many to a call
             run.charts()
             run.print_line()
             run.validate()
             run.save()
         run.save(last=True)
+    replicas.any_of(False)  # no worker leaves while another one still has to be heard
     finished = run.iteration >= config.total_iterations
     return Trained(run.state, run.progress, finished, run.iteration - run.start, time.perf_counter() - begin)
 
@@ -124,24 +128,29 @@ class _Training:
     ):
         self.config, self.model, self.data, self.folder = config, model, data, folder
         self.compiled, self.on_save = compiled, on_save
-        fresh = (model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf))
-        checkpoints.remove_unfinished(folder)
-        self.state, progress = restore_latest(folder, model) or fresh
+        self.state, progress = model.init_state(), Progress(0, np.zeros([0, len(model.reported)]), -np.inf)
+        self.chief = replicas.is_chief()  # the others neither read the folder nor write or print
+        replicas.check_alike({"flags": config.identity, "data": data.fingerprint})
+        if self.chief:
+            checkpoints.remove_unfinished(folder)
+            self.state, progress = restore_latest(folder, model) or (self.state, progress)
+        self.state = replicas.from_chief(self.state)
+        progress = progress._replace(iteration=replicas.number_of_chief(progress.iteration))
         self.start = self.iteration = progress.iteration
         self.per_call = 1
         self.pending, self.best = [tuple(row) for row in progress.pending], progress.best
         self.skipped = progress.skipped
-        if self.start:
+        if self.start and self.chief:
             print(f"Going on from iteration {self.start} ({folder})")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """The run's record, TensorBoard files and progress bar; at its very start the first summary, too."""
         config = self.config
-        if self.iteration < config.total_iterations:
+        if self.iteration < config.total_iterations and self.chief:
             record_run(self.folder, config, self.data.fingerprint)
-        self.writer = SummaryWriter(self.folder, config.log)
-        with tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=None) as self.bar:
+        self.writer = SummaryWriter(self.folder, config.log and self.chief)
+        with tqdm(total=config.total_iterations, initial=self.start, unit="it", disable=replicas.silent()) as self.bar:
             if self.iteration == 0:
                 flags = config.to_dict()
                 self.writer.flags(flags, {name: flags[name] for name in names_of("network", "training", "watch")})
@@ -165,7 +174,7 @@ class _Training:
         intervals = [config.print_interval, config.save_interval, config.validation_interval]
         due = min(interval - done % interval for interval in intervals)
         room = MOST_SUMMARIES * config.summary_interval - done % config.summary_interval
-        count = min(due, room, config.total_iterations - done, self.per_call)
+        count = min(due, room, config.total_iterations - done, replicas.number_of_chief(self.per_call))
         begin = time.perf_counter()
         updated = self.call(done, count)
         if updated.finite:
@@ -255,16 +264,17 @@ class _Training:
             "val",
             config.val_tasks,
             config.evaluation_updates,
-            progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=None, leave=False),
+            progress=lambda blocks: tqdm(blocks, "validation", unit="block", disable=replicas.silent(), leave=False),
         )
         self.write_measures("val", measures, self.iteration)
-        if config.log and config.image_shape[0] and self.tenth_of_run():
+        if config.log and config.image_shape[0] and self.chief and self.tenth_of_run():
             self.draw_episode()
         values = self.reported(measures)
         self.say(f"Validation results: {', '.join(map(str, values))}")
         value = values[-1] if config.classification else -values[-1]
         self.best = max(self.best, value)
-        checkpoints.save_best(self.folder, self.model, self.state, self.progress, value, config.keep_best)
+        if self.chief:
+            checkpoints.save_best(self.folder, self.model, self.state, self.progress, value, config.keep_best)
 
     def tenth_of_run(self) -> bool:
         """Whether another tenth of the run has passed since the last validation.
@@ -286,7 +296,7 @@ class _Training:
         """Draws what else is learned, when it is due; with --histograms the weights and the coming gradient, too."""
         if self.iteration % self.config.validation_interval:
             return
-        if self.config.log:
+        if self.config.log and self.chief:
             self.writer.charts(self.model.charts(self.state.weights, self.iteration), self.iteration)
         if self.config.histograms:
             gradients = self.compiled.gradient(self.state.weights, tf.constant(self.iteration))
@@ -295,15 +305,16 @@ class _Training:
     def save(self, last: bool = False) -> None:
         """Writes a checkpoint when it is due, and behind the last iteration of this call."""
         regular = self.due(self.config.save_interval)
-        if (last and (regular or self.iteration == self.start)) or (not last and not regular):
+        if (last and (regular or self.iteration == self.start)) or (not last and not regular) or not self.chief:
             return
         self.writer.flush()
         checkpoints.save(self.folder, self.model, self.state, self.progress)
         self.on_save(self.iteration)
 
     def say(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if self.chief:
+            self.bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class _Interrupt:

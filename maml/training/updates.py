@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
-from maml.data_generator import Episodes, Part, TaskSource
+from maml.data_generator import WHOLE, Episodes, Part, TaskSource
+from maml.devices import replicas
 from maml.models.protocol import Weights
 from maml.training.diagnosis import all_finite
 
@@ -52,7 +53,8 @@ def make_update(
     """
     loop = _Loop(model, data, summary_interval)
 
-    @tf.function(jit_compile=model.compiled, autograph=False)
+    # XLA's code cannot exchange gradients: with several replicas it compiles what each computes by itself.
+    @tf.function(jit_compile=model.compiled and replicas.count() == 1, autograph=False)
     def run(state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
         drawn = loop.ahead(first)
         if summary_interval:
@@ -68,22 +70,41 @@ def make_update(
 def batch_gradient(
     model: Algorithm, data: TaskSource, weights: Weights, iteration: tf.Tensor, drawn: Any = ()
 ) -> tuple[tf.Tensor, Weights]:
-    """The mean loss of an iteration's batch, [], and its gradient; with `--accumulate` from one part after another.
+    """The mean loss of an iteration's batch, [], and its gradient; each replica computes those of its part.
 
     Args:
         drawn: the batch, where it was drawn before.
     """
-    tasks, parts = model.config.meta_batch_size, model.config.accumulate
-    if parts == 1:
-        return model.gradient(weights, drawn or data.episodes("train", iteration, tasks), iteration)
+    if drawn:
+        return model.gradient(weights, drawn, iteration)
+    if replicas.count() == 1:
+        return part_gradient(model, data, weights, iteration, WHOLE)
 
-    def body(part: tf.Tensor, sums: Any) -> tuple:
-        found = model.gradient(weights, data.episodes("train", iteration, tasks, Part(part, parts)), iteration)
-        return part + 1, tf.nest.map_structure(tf.add, sums, found)
+    @tf.function(jit_compile=model.compiled, autograph=False)
+    def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, Weights]:
+        return part_gradient(model, data, weights, iteration, Part(number, replicas.count()))
+
+    return replicas.mean(lambda part: of_part(weights, iteration, part.number))
+
+
+def part_gradient(
+    model: Algorithm, data: TaskSource, weights: Weights, iteration: tf.Tensor, part: Part
+) -> tuple[tf.Tensor, Weights]:
+    """The mean loss of a part of an iteration's batch, [], and its gradient; with `--accumulate` bit by bit."""
+    tasks, bits = model.config.meta_batch_size, model.config.accumulate
+
+    def of(part: Part) -> tuple[tf.Tensor, Weights]:
+        return model.of_part(part).gradient(weights, data.episodes("train", iteration, tasks, part), iteration)
+
+    if bits == 1:
+        return of(part)
+
+    def body(bit: tf.Tensor, sums: Any) -> tuple:
+        return bit + 1, tf.nest.map_structure(tf.add, sums, of(part.bit(bit, bits)))
 
     nothing = (tf.zeros([], model.config.dtype), tf.nest.map_structure(tf.zeros_like, weights))
-    sums = tf.while_loop(lambda part, _: part < parts, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
-    return tf.nest.map_structure(lambda total: total / parts, sums)
+    sums = tf.while_loop(lambda bit, _: bit < bits, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
+    return tf.nest.map_structure(lambda total: total / bits, sums)
 
 
 class _Loop:
@@ -101,7 +122,8 @@ class _Loop:
 
         XLA would make labels anew in every kernel that reads them, if they were made in the same iteration.
         """
-        return self.episodes(iteration) if self.model.compiled and self.config.accumulate == 1 else ()
+        whole = replicas.count() == self.config.accumulate == 1
+        return self.episodes(iteration) if self.model.compiled and whole else ()
 
     def updates(self, first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """Iterations `first` to `last` − 1: the episodes of `last`, the state, the last loss, whether all is finite."""
@@ -152,24 +174,39 @@ class _Loop:
 
     def measured(self, weights: Weights, iteration: tf.Tensor, drawn: Any) -> dict[str, tf.Tensor]:
         """What `evaluate` measures on the episodes of an iteration, [meta_batch_size, columns] each."""
-        config, steps, parts = self.config, self.config.evaluation_updates, self.config.accumulate
-        if parts == 1:
-            return self.model.evaluate(weights, drawn or self.episodes(iteration), steps)
+        if drawn:
+            return self.model.evaluate(weights, drawn, self.config.evaluation_updates)
+        if replicas.count() == 1:
+            return self.part_measured(weights, iteration, WHOLE)
 
-        def of_part(part: tf.Tensor) -> dict[str, tf.Tensor]:
-            episodes = self.data.episodes("train", iteration, config.meta_batch_size, Part(part, parts))
+        @tf.function(jit_compile=self.model.compiled, autograph=False)
+        def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self.part_measured(weights, iteration, Part(number, replicas.count()))
+
+        return replicas.together(lambda part: of_part(weights, iteration, part.number))
+
+    def part_measured(self, weights: Weights, iteration: tf.Tensor, part: Part) -> dict[str, tf.Tensor]:
+        """The same of a part of the episodes; with `--accumulate` bit by bit."""
+        config, steps, bits = self.config, self.config.evaluation_updates, self.config.accumulate
+
+        def of(part: Part) -> dict[str, tf.Tensor]:
+            episodes = self.data.episodes("train", iteration, config.meta_batch_size, part)
             return self.model.evaluate(weights, episodes, steps)
 
-        shape = [config.meta_batch_size, len(self.model.columns(steps))]
-        like = {name: tf.TensorSpec([shape[0] // parts, shape[1]], config.dtype) for name in self.no_measures()}
-        found = tf.map_fn(of_part, tf.range(parts), fn_output_signature=like, parallel_iterations=1)
-        return {name: tf.reshape(values, shape) for name, values in found.items()}
+        if bits == 1:
+            return of(part)
+        shape = [config.meta_batch_size // part.parts, len(self.model.columns(steps))]
+        like = {name: tf.TensorSpec([shape[0] // bits, shape[1]], config.dtype) for name in self.no_measures()}
+        each = tf.map_fn(
+            lambda bit: of(part.bit(bit, bits)), tf.range(bits), fn_output_signature=like, parallel_iterations=1
+        )
+        return {name: tf.reshape(values, shape) for name, values in each.items()}
 
 
 def make_gradient(model: Algorithm, data: TaskSource) -> Callable[[Weights, tf.Tensor], Weights]:
     """The compiled `gradient(weights, iteration)` of an iteration's loss, before clipping and Adam."""
 
-    @tf.function(jit_compile=model.compiled, autograph=False)
+    @tf.function(jit_compile=model.compiled and replicas.count() == 1, autograph=False)
     def gradient(weights: Weights, iteration: tf.Tensor) -> Weights:
         return batch_gradient(model, data, weights, iteration)[1]
 

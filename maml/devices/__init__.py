@@ -1,0 +1,1 @@
+"""The devices and workers that share a training, by `tf.distribute`."""
