@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maml.algorithms.reptile import Reptile
     from maml.config import Config
     from maml.data_generator import DataGenerator, Episodes
+    from maml.devices.start import strategy
     from maml.learner import Learner, load
     from maml.maml import MAML
     from maml.models.protocol import Model
@@ -41,6 +42,7 @@ __all__ = [
     "UserError",
     "folder_tasks",
     "load",
+    "strategy",
     "train",
 ]
 
@@ -59,6 +61,7 @@ WHERE = {
     "OwnLearner": "maml.own",
     "folder_tasks": "maml.tasks.own",
     "load": "maml.learner",
+    "strategy": "maml.devices.start",
     "train": "maml.own",
 }
 

@@ -4,10 +4,11 @@ learner = maml.train(model, task, loss="mse", update_lr=0.1, num_updates=3, logd
 learner.adapt(x, y).predict(new_x)
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 from maml.algorithms import losses
 from maml.config import Config
 from maml.data_generator import Episodes
+from maml.devices import replicas
 from maml.errors import UserError
 from maml.files import read_json, write_json
 from maml.learner import check_export, write_saved_model
@@ -30,7 +32,7 @@ from maml.training import checkpoints
 from maml.training.evaluation import Evaluator, TestResult
 from maml.training.gradient_check import GradientReport, check_gradients
 from maml.training.loop import train as train_run
-from maml.training.runs import find_run, lock_run, open_run, record_run
+from maml.training.runs import find_run, lock_run, open_run, record_run, run_folder
 
 LOSSES = ("mse", "xent")
 OWN = {"datasource": "own", "norm": "None", "meta_batch_size": 4}
@@ -143,20 +145,30 @@ def train(
     named = loss if isinstance(loss, str) else getattr(loss, "__name__", "own")
     print(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
     print(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
+    about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
+    with _recorded(config, about) as folder:
+        try:
+            trained = train_run(config, learner, data, folder)
+        except tf.errors.OpError as error:
+            raise data.error or replicas.lost(error) or error from None
+    print(f"Trained: {trained.progress.iteration} iterations ({folder})")
+    return OwnLearner(config, learner, trained.state.weights, folder)
+
+
+@contextlib.contextmanager
+def _recorded(config: Config, about: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a run, locked, with what is to be known about it; of several workers the chief sees to it alone."""
+    if not replicas.is_chief():
+        yield run_folder(config)
+        return
     with lock_run(config):
         folder, notes = open_run(config)
         for note in notes:
             print(note)
-        about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
         _check_same_model(folder, about)
         record_run(folder, config)
         write_json(folder / ABOUT, about)
-        try:
-            trained = train_run(config, learner, data, folder)
-        except tf.errors.OpError as error:
-            raise data.error or error from None
-    print(f"Trained: {trained.progress.iteration} iterations ({folder})")
-    return OwnLearner(config, learner, trained.state.weights, folder)
+        yield folder
 
 
 def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any = None, **flags: Any) -> "OwnLearner":

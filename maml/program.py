@@ -12,7 +12,6 @@ meaning and default.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from maml import __version__, commands
+from maml import commands
 from maml.config import Config, names_of
 from maml.config.flags import UNSET
 from maml.config.record import expanded
 from maml.devices.cluster import Cluster, agreed, from_environment
+from maml.devices.cluster import versions as cluster_versions
 from maml.errors import UserError
 from maml.files import write_text
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
@@ -365,8 +365,7 @@ def resolved(given: dict[str, Any]) -> dict[str, Any]:
 def facts(given: dict[str, Any]) -> dict[str, str]:
     """What must be the same on all workers of a training: flags, but for folders, and versions."""
     flags_given = {f"--{name}": str(value) for name, value in given.items() if name not in ("logdir", "data_dir")}
-    packages = ("tensorflow", "numpy", "keras")
-    return flags_given | {package: importlib.metadata.version(package) for package in packages} | {"maml": __version__}
+    return flags_given | cluster_versions()
 
 
 def main(argv: list[str]) -> int:

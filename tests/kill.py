@@ -2,6 +2,7 @@
 
   python -m tests.kill                              20 kills for every data source
   python -m tests.kill --kills=5 --seed=1 omniglot
+  python -m tests.kill --workers=2                  20 times a random one of two workers, by SIGKILL or SIGTERM
 
 Weights, Adam's state, progress and every printed line must agree to the bit, and a restart must go on
 from the newest checkpoint. The images are made up.
@@ -11,6 +12,7 @@ import argparse
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from maml.launch import environment_of, free_ports
 from tests.command_line import ROOT
 from tests.image_fixtures import write_class_folders, write_omniglot_archives
 
@@ -147,17 +150,67 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
     return Outcome(moments, len(expected), len(wanted))
 
 
+WORKERS_FLAGS = ("--datasource=sinusoid", "--norm=None", "--meta_batch_size=4", "--val_tasks=0", "--logdir=runs")
+WORKERS_FLAGS += ("--metatrain_iterations=2000", "--save_interval=20", "--deterministic", "--test_num_updates=1")
+ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
+
+
+def start_workers(workers: int, folder: Path) -> list[subprocess.Popen]:
+    """A training by several processes; what each prints goes to a file."""
+    folder.mkdir(exist_ok=True)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    processes = []
+    for worker in range(workers):
+        environment = environment_of(worker, addresses) | {"PYTHONPATH": str(ROOT)}
+        with open(folder / f"out{worker}", "wb") as out, open(folder / f"err{worker}", "wb") as err:
+            command = [sys.executable, str(ROOT / "main.py"), *WORKERS_FLAGS]
+            processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
+    return processes
+
+
+def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
+    """Trains once without and once with kills of random workers; AssertionError if anything differs."""
+    whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
+    for worker, process in enumerate(start_workers(workers, whole)):
+        assert process.wait() == 0, (whole / f"err{worker}").read_text()
+    for number in range(kills):
+        processes, goal = start_workers(workers, killed), newest(whole) * (number + rng.random()) / (kills + 1)
+        while newest(killed) <= goal and all(process.poll() is None for process in processes):
+            time.sleep(0.01)
+        victim, how = rng.randrange(workers), (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        assert processes[victim].poll() is None, "it ended before: " + (killed / f"err{victim}").read_text()
+        processes[victim].send_signal(how)
+        for worker, process in enumerate(processes):
+            code, complaint = process.wait(ENDS_WITHIN), (killed / f"err{worker}").read_text().strip()
+            if how == signal.SIGTERM:
+                assert code == 130 and not complaint, (worker, code, complaint)
+            elif worker != victim:
+                assert code == 1 and "another worker is gone" in complaint and "\n" not in complaint, (code, complaint)
+        moments.append(newest(killed))
+    for worker, process in enumerate(start_workers(workers, killed)):
+        assert process.wait() == 0, (killed / f"err{worker}").read_text()
+    wanted, found = tensors(whole, "model"), tensors(killed, "model")
+    assert wanted and wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        assert value.tobytes() == found[name].tobytes(), name
+    return Outcome(moments, 0, len(wanted))
+
+
 def main() -> int:
     """Prints a Markdown table, a line a data source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", default=list(FLAGS), help=f"of {', '.join(FLAGS)}; all if none is given")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="more than one: random ones of so many, of the sinusoid")
     args = parser.parse_args()
     print("| data | kills | newest checkpoint at each kill | compared, all equal to the bit |\n|---|---|---|---|")
-    for source in args.sources:
+    for source in args.sources if args.workers == 1 else [f"sinusoid, {args.workers} workers"]:
         with tempfile.TemporaryDirectory() as folder:
-            outcome = kill_and_resume(source, args.kills, args.seed, Path(folder))
+            if args.workers > 1:
+                outcome = kill_workers(args.workers, args.kills, args.seed, Path(folder))
+            else:
+                outcome = kill_and_resume(source, args.kills, args.seed, Path(folder))
         moments = ", ".join(str(moment) for moment in outcome.kills)
         compared = f"{outcome.tensors} tensors, {outcome.lines} printed lines"
         print(f"| {source} | {args.kills} | {moments} | {compared} |", flush=True)

@@ -4,6 +4,7 @@ TensorFlow waits for missing workers, too, but with Python locked: no line, no C
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from maml import __version__
 from maml.errors import UserError
 
 JOBS = ("chief", "worker")  # of TF_CONFIG, that train; the first of these is the chief
@@ -41,6 +43,13 @@ class Cluster(NamedTuple):
     def name(self, index: int) -> str:
         """A worker as it is named to the user."""
         return f"worker {index} ({self.addresses[index]})"
+
+
+def versions() -> dict[str, str]:
+    """What computes here; it must be the same on all workers."""
+    return {package: importlib.metadata.version(package) for package in ("tensorflow", "numpy", "keras")} | {
+        "maml": __version__
+    }
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | None:

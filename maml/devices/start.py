@@ -5,7 +5,7 @@ import re
 
 import tensorflow as tf
 
-from maml.devices.cluster import Cluster, from_environment
+from maml.devices.cluster import Cluster, agreed, from_environment, versions
 from maml.errors import UserError
 
 NO_PROXY = "no_grpc_proxy"  # hosts that gRPC reaches without one
@@ -19,13 +19,14 @@ def strategy(devices: str = "", cluster: Cluster | None = None) -> tf.distribute
     Args:
         devices: "" for all GPUs of the machine (or its processor), how many GPUs, or cpu:N for N replicas on the
             processor.
-        cluster: of the workers; None: as TF_CONFIG or Slurm says, if they say anything.
+        cluster: of workers that have met; None: those that TF_CONFIG or Slurm names meet now, if they name any.
 
     Raises:
         UserError: there are fewer devices.
     """
     kind = _choose(devices)
-    cluster = cluster or from_environment()
+    if cluster is None and (cluster := from_environment()):
+        agreed(cluster, versions(), dict)
     tf.get_logger().setLevel("ERROR")  # else every exchange is announced
     if cluster:
         _without_proxy(cluster)

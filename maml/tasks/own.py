@@ -7,6 +7,7 @@ is a function of (seed, split, number): a run repeats and resumes.
 import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.data_generator import WHOLE, DataGenerator, Episodes, Part
+from maml.devices import replicas
 from maml.errors import UserError
 from maml.tasks.class_folders import SPLITS
 
@@ -45,6 +47,7 @@ class OwnTasks:
         self.like: Any = None
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[tuple, Future] = {}
+        self._lock = Lock()  # replicas of one process draw at the same time
         split = next(iter(self.draws))
         self.like = self._prepared(split, 0, self._raw(split, 0))
 
@@ -97,14 +100,15 @@ class OwnTasks:
         tasks = [self.task(split, index * count + place) for place in range(count)]
         return [np.stack(values) for values in zip(*map(tf.nest.flatten, tasks), strict=True)]
 
-    def _drawn(self, split: str, index: int, count: int) -> list[np.ndarray]:
-        """A batch that was begun before, and the next ones begun."""
-        waiting = {(split, i, count): None for i in range(index, index + AHEAD + 1)}
-        for place in waiting:
-            if place not in self._ahead:
-                self._ahead[place] = self._pool.submit(self._batch, *place)
-        found = self._ahead[split, index, count]
-        self._ahead = {place: future for place, future in self._ahead.items() if place in waiting}
+    def _drawn(self, split: str, index: int, count: int, stride: int) -> list[np.ndarray]:
+        """A batch that was begun before, and the next ones begun: each `stride`-th is of this replica."""
+        waiting = [(split, i, count) for i in range(index, index + AHEAD * stride + 1, stride)]
+        with self._lock:
+            kept = {place: future for place, future in self._ahead.items() if (place[1] - index) % stride}
+            self._ahead = kept | {
+                place: self._ahead.get(place) or self._pool.submit(self._batch, *place) for place in waiting
+            }
+            found = self._ahead[waiting[0]]
         try:
             return found.result()
         except UserError as error:
@@ -118,8 +122,9 @@ class OwnTasks:
         """The `index`-th batch of tasks of a split, or a part of it; `index` is an int or an integer tensor []."""
         flat = tf.nest.flatten(self.like)
         index, meta_batch_size = index * part.parts + part.number, meta_batch_size // part.parts  # in smaller batches
+        stride = part.parts if replicas.count() > 1 else 1
         drawn = tf.numpy_function(
-            lambda index: self._drawn(split, int(index), meta_batch_size),
+            lambda index: self._drawn(split, int(index), meta_batch_size, stride),
             [index],
             [tf.as_dtype(array.dtype) for array in flat],
             stateful=False,

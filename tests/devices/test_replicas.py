@@ -1,0 +1,57 @@
+"""However many replicas share the tasks: the same episodes, the same update."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from maml.devices.start import check_divides, strategy
+from maml.errors import UserError
+from tests.command_line import ROOT, run_here
+from tests.devices.divided import CASES
+from tests.image_fixtures import write_class_folders
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory):
+    photos = tmp_path_factory.mktemp("photos")
+    write_class_folders(photos, {"train": 5, "val": 4, "test": 4}, 6, size=8, channels=1)
+    command = [sys.executable, "-m", "tests.devices.divided", str(photos)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replicas_change_no_more_than_rounding(name, differences):
+    """Weights, Adam's state, the loss and the summaries after some updates, 200 of the sinusoid; an evaluation, too."""
+    for difference in differences[name].values():
+        assert difference <= (1e-6 if "float32" in name else 1e-9 if "sinusoid" in name else 1e-12)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_way_out():
+    check_divides(6, 3)
+    with pytest.raises(UserError, match=r"--meta_batch_size=25 does not divide over 4 .* choose 24 or 28"):
+        check_divides(25, 4)
+    with pytest.raises(UserError, match=r"--meta_batch_size=1 does not divide over 2 .* choose 2, or another"):
+        check_divides(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [("two", "must be a number of GPUs"), ("cpu:0", "must be a number"), ("0", "must be"), ("9", "this machine has")],
+)
+def test_devices_that_are_not_there_are_one_line(devices, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_here("--norm=None", "--metatrain_iterations=1", f"--devices={devices}") == 1
+    found = capsys.readouterr().err
+    assert message in found and found.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_chosen_before_tensorflow_computes():
+    with pytest.raises(UserError, match="has computed already"):
+        strategy("cpu:2")

@@ -1,0 +1,71 @@
+"""Several processes: they end like one, stop together, and say in one line what went wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import kill
+from tests.command_line import ROOT, run_here
+from tests.kill import tensors
+
+FLAGS = ("--norm=None", "--update_batch_size=3", "--meta_batch_size=4", "--val_tasks=40", "--val_interval=50")
+FLAGS += ("--dtype=float64", "--logdir=runs")
+TEST = ("--train=False", "--test_set=True", "--logdir=runs", "--test_tasks=50")
+
+
+def launch(folder, *flags, workers=2, **options):
+    command = [sys.executable, "-m", "maml.launch", f"--workers={workers}", str(ROOT / "main.py"), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a training by two workers."""
+    folder = tmp_path_factory.mktemp("two")
+    process = launch(folder, *FLAGS, "--metatrain_iterations=100")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("Trained: 100 iterations") == out.count("Setting") == 1  # the chief alone prints
+    assert out.count("Validation results") == 2 and not err
+    return folder
+
+
+def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_here(*FLAGS, "--metatrain_iterations=100") == 0
+    one, two = tensors(tmp_path, "model"), tensors(trained, "model")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-9, atol=1e-12)
+    monkeypatch.chdir(trained)
+    assert run_here(*TEST) == 0
+    (file,) = trained.glob("runs/*/test*.pkl")
+    expected = file.read_bytes()
+    file.unlink()
+    process = launch(trained, *TEST)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and out.count("Written to") == 1, err
+    assert file.read_bytes() == expected
+
+
+def test_workers_that_do_not_divide_the_batch_or_have_no_run_end_with_one_line(tmp_path):
+    process = launch(tmp_path, "--norm=None", "--metatrain_iterations=1")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1 and "choose 24 or 26" in err and "Traceback" not in err
+    process = launch(tmp_path, *TEST)
+    _out, err = process.communicate(timeout=100)
+    assert process.returncode == 1 and "no run under runs" in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
+def test_killed_and_stopped_workers_go_on_to_the_bit(tmp_path):
+    """One SIGKILL and one SIGTERM, of either worker; `python -m tests.kill --workers=2` does many."""
+    outcome = kill.kill_workers(2, kills=2, seed=3, folder=tmp_path)
+    assert len(outcome.kills) == 2 and outcome.kills[-1] > 0
