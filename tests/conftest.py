@@ -1,11 +1,27 @@
-"""Which tests `make quick` leaves out: those of files that take more than a few seconds."""
+"""What `make quick` leaves out, and where tests do without XLA."""
 
 import pytest
 
 SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
+# About flags, folders and files: XLA takes longer to compile the sinusoid's network than these take without.
+INTERPRETED = {"test_first_hour", "test_runs", "test_main", "test_family", "test_summaries", "test_learner"}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """No network is compiled by XLA, in this process."""
+    from maml.models.official import Network
+
+    monkeypatch.setattr(Network, "compiled", False)
+
+
+@pytest.fixture(autouse=True)
+def interpreted_in_some_files(request):
+    if request.path.stem in INTERPRETED:
+        request.getfixturevalue("interpreted")

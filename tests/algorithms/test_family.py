@@ -212,6 +212,7 @@ def test_a_cosine_head_from_the_command_line(tmp_path, monkeypatch, capsys):
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=16, channels=1)
     flags = ("--algorithm=anil", "--datasource=folder", "--data_dir=photos", "--image_size=16", "--channels=1")
     flags += ("--num_classes=3", "--update_batch_size=1", "--meta_batch_size=2", "--num_filters=2", "--num_updates=1")
+    flags += ("--test_num_updates=1",)
     assert run_here(*flags, "--metatrain_iterations=2", "--val_tasks=0") == 0
     test = ("--train=False", "--test_set", "--test_tasks=4")
     for head in ("trained", "cosine"):

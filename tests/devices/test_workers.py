@@ -57,10 +57,10 @@ def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, 
 
 def test_workers_that_do_not_divide_the_batch_or_have_no_run_end_with_one_line(tmp_path):
     process = launch(tmp_path, "--norm=None", "--metatrain_iterations=1")
-    out, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 1 and "choose 24 or 26" in err and "Traceback" not in err
     process = launch(tmp_path, *TEST)
-    _out, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 1 and "no run under runs" in err and "Traceback" not in err
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 import proc_images
@@ -18,6 +19,7 @@ from maml.training.memory import check_memory
 from tests.command_line import ROOT, run_here
 
 TINY = ("--metatrain_iterations=4", "--meta_batch_size=2", "--norm=None", "--val_tasks=0", "--save_interval=2")
+TINY += ("--test_num_updates=1",)
 
 
 def results(folder) -> dict[str, dict]:
@@ -25,6 +27,12 @@ def results(folder) -> dict[str, dict]:
 
 
 def test_no_result_of_a_test_takes_anothers_place(tmp_path, monkeypatch):
+    from maml.training.evaluation import Evaluator
+
+    def tasks(self, weights, split, tasks, num_updates, progress):
+        return {"loss": np.ones([tasks, num_updates + 1])}
+
+    monkeypatch.setattr(Evaluator, "tasks", tasks)  # not what is measured, but where it goes
     monkeypatch.chdir(tmp_path)
     assert run_here(*TINY, "--logdir=logs") == 0
     changes = ("--test_set", "--test_iter=2", "--query_size=3", "--test_num_updates=1", "--seed=5", "--bn_mode=x")
@@ -94,9 +102,10 @@ def test_images_that_moved_are_asked_for(tmp_path, monkeypatch, capsys):
     write_class_folders(tmp_path / "here/photos", {"train": 3, "val": 3, "test": 3}, 3, size=16)
     monkeypatch.chdir(tmp_path / "here")
     flags = ("--datasource=folder", "--data_dir=photos", "--num_classes=3", "--update_batch_size=1", "--num_filters=2")
+    flags += ("--num_updates=1",)
     assert run_here(*flags, "--query_size=1", *TINY, "--norm=batch_norm", "--logdir=../logs") == 0
     monkeypatch.chdir(tmp_path)
-    test = ("--train=False", "--logdir=logs", "--test_tasks=2")
+    test = ("--train=False", "--logdir=logs", "--test_tasks=2", "--test_num_updates=1")
     assert run_here(*test) == 0, "from another folder"
     os.rename(tmp_path / "here/photos", tmp_path / "moved")
     capsys.readouterr()

@@ -110,10 +110,10 @@ def test_ones_own_images(here):
     write_class_folders(here / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=30, channels=1)
     flags = ("--datasource=folder", "--data_dir=photos", "--num_classes=3", "--update_batch_size=2", "--num_filters=4")
     flags += ("--image_size=20", "--channels=1", "--meta_batch_size=2", "--val_tasks=4", "--val_interval=2")
-    flags += ("--test_num_updates=1",)
+    flags += ("--test_num_updates=1", "--num_updates=1")
     assert run_here(*flags, "--metatrain_iterations=4") == 0
-    assert run_here("--train=False", "--test_set=True", "--test_tasks=4") == 0
-    assert len(list(here.glob("logs/folder/cls_3*/test_ubs2_stepsize0.01_tasks4.csv"))) == 1
+    assert run_here("--train=False", "--test_set=True", "--test_tasks=4", "--test_num_updates=1") == 0
+    assert len(list(here.glob("logs/folder/cls_3*/test_ubs2_stepsize0.01_numupdates1_tasks4.csv"))) == 1
 
 
 def test_omniglot_without_data_offers_the_download(here, capsys):

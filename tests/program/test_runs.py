@@ -50,8 +50,9 @@ def test_official_settings_have_official_names():
 
 
 def test_a_sweep_over_seeds_trains_and_tests_three_runs(here, capsys):
+    flags = ("--norm=None", "--meta_batch_size=2", "--metatrain_iterations=2", "--val_tasks=0", "--test_num_updates=1")
     for seed in ("0", "1", "2"):
-        assert run_here(*IMAGES, "--data_dir=A", f"--seed={seed}", "--logdir=logs") == 0
+        assert run_here(*flags, f"--seed={seed}", "--logdir=logs") == 0
         assert "already finished" not in capsys.readouterr().out
     tested = set()
     for seed in ("0", "1", "2"):
@@ -81,25 +82,17 @@ def test_a_run_under_an_older_name_with_another_seed_is_refused(here):
         runs.open_run(config)
 
 
-@pytest.mark.parametrize(
-    "extra", [("--num_filters=4",), ("--datasource=folder", "--num_filters=4"), ("--meta_lr=0.001",)]
-)
-def test_any_flag_of_the_run_may_be_given_beside_a_test(here, capsys, extra):
-    assert run_here(*IMAGES, "--data_dir=A", "--logdir=logs") == 0
-    assert run_here("--train=False", "--test_set=True", "--test_tasks=2", "--logdir=logs", *extra) == 0, (
-        capsys.readouterr()
-    )
-
-
-def test_threads_are_set_from_the_runs_setting(here, monkeypatch):
-    """Not from the flags that happen to be given with a test."""
+def test_any_flag_of_the_run_may_be_given_beside_a_test_and_threads_are_the_runs(here, capsys, monkeypatch):
+    """Threads are not set from the flags that happen to be given with a test."""
     from maml import parallel
 
     assert run_here(*IMAGES, "--data_dir=A", "--logdir=logs") == 0
     seen = []
     monkeypatch.setattr(parallel, "set_up_threads", seen.append)
-    assert run_here("--train=False", "--test_tasks=2", "--logdir=logs") == 0
-    assert [config.datasource for config in seen] == ["folder"]
+    for extra in ((), ("--num_filters=4",), ("--datasource=folder", "--num_filters=4"), ("--meta_lr=0.001",)):
+        test = ("--train=False", "--test_set=True", "--test_tasks=2", "--logdir=logs", "--test_num_updates=1", *extra)
+        assert run_here(*test) == 0, capsys.readouterr()
+    assert {config.datasource for config in seen} == {"folder"}
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -112,6 +112,7 @@ def test_a_run_keeps_its_normalization_and_so_does_its_export(tmp_path, monkeypa
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 4, size=16)
     flags = ("--datasource=folder", "--data_dir=photos", "--num_classes=3", "--update_batch_size=1", "--num_filters=2")
     flags += ("--normalize=auto", "--flip", "--crop=2", "--rotate_classes", "--val_tasks=0", "--query_size=1")
+    flags += ("--num_updates=1", "--test_num_updates=1")
     for iterations in (1, 2):  # the second goes on
         assert run_here(*flags, f"--metatrain_iterations={iterations}", "--meta_batch_size=1") == 0
     learner = maml.load("logs/folder", bn_mode="support")

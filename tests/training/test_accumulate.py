@@ -107,7 +107,7 @@ def test_a_batch_in_parts_needs_less_memory():
     assert least_memory(parts) == least_memory(whole) / 10
 
 
-def test_a_run_may_go_on_in_parts(tmp_path, monkeypatch, capsys):
+def test_a_run_may_go_on_in_parts(tmp_path, monkeypatch, capsys, interpreted):
     """It is the same run: the flag changes no more than rounding."""
     monkeypatch.chdir(tmp_path)
     flags = ("--norm=None", "--meta_batch_size=4", "--val_tasks=0")
