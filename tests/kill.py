@@ -150,8 +150,10 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
     return Outcome(moments, len(expected), len(wanted))
 
 
-WORKERS_FLAGS = ("--datasource=sinusoid", "--norm=None", "--meta_batch_size=4", "--val_tasks=0", "--logdir=runs")
-WORKERS_FLAGS += ("--metatrain_iterations=2000", "--save_interval=20", "--deterministic", "--test_num_updates=1")
+WORKERS_FLAGS = ("--algorithm=protonet", "--datasource=folder", "--data_dir=../data", "--image_size=20", "--channels=1")
+WORKERS_FLAGS += ("--num_classes=3", "--train_num_classes=3", "--update_batch_size=1", "--query_size=1")
+WORKERS_FLAGS += ("--num_filters=2", "--meta_batch_size=4", "--val_tasks=0", "--logdir=runs", "--deterministic")
+WORKERS_FLAGS += ("--metatrain_iterations=1500", "--save_interval=20")
 ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
 
 
@@ -170,6 +172,7 @@ def start_workers(workers: int, folder: Path) -> list[subprocess.Popen]:
 
 def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
     """Trains once without and once with kills of random workers; AssertionError if anything differs."""
+    write_data("folder", folder / "data")
     whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
     for worker, process in enumerate(start_workers(workers, whole)):
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
@@ -202,10 +205,10 @@ def main() -> int:
     parser.add_argument("sources", nargs="*", default=list(FLAGS), help=f"of {', '.join(FLAGS)}; all if none is given")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="more than one: random ones of so many, of the sinusoid")
+    parser.add_argument("--workers", type=int, default=1, help="more than one: random ones of so many are killed")
     args = parser.parse_args()
     print("| data | kills | newest checkpoint at each kill | compared, all equal to the bit |\n|---|---|---|---|")
-    for source in args.sources if args.workers == 1 else [f"sinusoid, {args.workers} workers"]:
+    for source in args.sources if args.workers == 1 else [f"folder, protonet, {args.workers} workers"]:
         with tempfile.TemporaryDirectory() as folder:
             if args.workers > 1:
                 outcome = kill_workers(args.workers, args.kills, args.seed, Path(folder))

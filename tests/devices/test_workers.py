@@ -13,7 +13,7 @@ from tests.command_line import ROOT, run_here
 from tests.kill import tensors
 
 FLAGS = ("--norm=None", "--update_batch_size=3", "--meta_batch_size=4", "--val_tasks=40", "--val_interval=50")
-FLAGS += ("--dtype=float64", "--logdir=runs")
+FLAGS += ("--logdir=runs",)
 TEST = ("--train=False", "--test_set=True", "--logdir=runs", "--test_tasks=50")
 
 
@@ -43,7 +43,7 @@ def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, 
     one, two = tensors(tmp_path, "model"), tensors(trained, "model")
     assert one.keys() == two.keys()
     for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(two[name], value, atol=1e-6 * np.abs(value).max(initial=0), rtol=1e-6)
     monkeypatch.chdir(trained)
     assert run_here(*TEST) == 0
     (file,) = trained.glob("runs/*/test*.pkl")
