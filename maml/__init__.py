@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maml.algorithms.protocol import Algorithm
     from maml.algorithms.protonet import PrototypicalNetworks
     from maml.algorithms.reptile import Reptile
+    from maml.comparison import compare
     from maml.config import Config
     from maml.data_generator import DataGenerator, Episodes
     from maml.devices.start import strategy
@@ -40,6 +41,7 @@ __all__ = [
     "PrototypicalNetworks",
     "Reptile",
     "UserError",
+    "compare",
     "folder_tasks",
     "load",
     "strategy",
@@ -51,6 +53,7 @@ WHERE = {
     "MAML": "maml.maml",
     "Algorithm": "maml.algorithms.protocol",
     "Config": "maml.config",
+    "compare": "maml.comparison",
     "DataGenerator": "maml.data_generator",
     "Episodes": "maml.data_generator",
     "Learner": "maml.learner",

@@ -136,6 +136,15 @@ def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: s
     return prefix
 
 
+def save_weights(prefix: Path, model: Algorithm, weights: Weights) -> None:
+    """Writes weights alone, as the official code does: for giving a run away, not for going on.
+
+    Raises:
+        UserError: they could not be written.
+    """
+    _write(prefix, {official: weights[name] for name, official in model.checkpoint_names(weights).items()})
+
+
 def _write(prefix: Path, tensors: dict[str, tf.Tensor]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=prefix.parent) as temporary:

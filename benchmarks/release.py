@@ -1,0 +1,123 @@
+"""Makes a trained run ready to be given away: `pretrained/<name>/` with weights, setting, test and README.
+
+  python -m benchmarks.release logs/sine/cls_5... sinusoid_10shot --note="..."
+
+The weights alone, without Adam's state. The test is the official one of 600 tasks, on this machine.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.figures import ROOT
+from maml import algorithms, commands
+from maml.config import Config
+from maml.errors import UserError
+from maml.files import read_json, write_json, write_text
+from maml.training import checkpoints
+from maml.training.runs import RUN_FILE, find_run, load_config
+
+PRETRAINED = ROOT / "pretrained"
+LARGEST = 2**20  # bytes of a released run
+IMAGENET = (
+    "Trained on images of ImageNet, whose terms allow research and teaching only: the same holds for these weights."
+)
+OWN = "The weights are under the project's licence (LICENSE)."
+
+
+def command_of(config: Config) -> str:
+    """The command that trains such a run."""
+    usual = Config.from_flags({"datasource": config.datasource, "algorithm": config.algorithm})
+    shown = {name: value for name, value in config.identity.items() if value != getattr(usual, name)}
+    shown = {"datasource": config.datasource, "algorithm": config.algorithm} | shown
+    shown |= {"metatrain_iterations": config.metatrain_iterations}
+    return "python main.py " + commands.quoted([f"--{name}={value}" for name, value in shown.items()])
+
+
+def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
+    """Writes the folder.
+
+    Raises:
+        UserError: there is no such run, its test failed, or it is too large.
+    """
+    config, target = load_config(run), PRETRAINED / name
+    model = algorithms.build(config)
+    chosen = checkpoints.choose(run, which, -1)
+    state, _ = checkpoints.restore(chosen, model)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    iteration = chosen.iteration
+    checkpoints.save_weights(target / f"model{iteration}", model, state.weights)
+    record = read_json(run / RUN_FILE)
+    record["config"] |= {"data_dir": "", "logdir": ""}
+    write_json(target / RUN_FILE, record)
+    test = [sys.executable, "main.py", "--train=False", "--test_set=True", f"--logdir={target}"]
+    done = subprocess.run(test + ([f"--data_dir={data_dir}"] if data_dir else []), cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{target}: its test failed")
+    for path in [*target.glob("test_*.pkl"), *target.glob("test_*.csv")]:
+        path.unlink()
+    [tested] = target.glob("test_*.json")
+    results = json.loads(tested.read_text())
+    results["config"] |= {"data_dir": "", "logdir": ""}
+    write_json(tested, results)
+    write_text(target / "README.md", readme(name, config, iteration, results, note))
+    if (size := sum(path.stat().st_size for path in target.iterdir())) > LARGEST:
+        raise UserError(f"{target}: has {size} bytes, more than {LARGEST}")
+    return target
+
+
+def readme(name: str, config: Config, iteration: int, results: dict, note: str) -> str:
+    """What stands beside the weights."""
+    scale, unit = (100, " %") if config.classification else (1, "")
+    rows = [
+        f"| {label} | {scale * mean:.4g}{unit} ± {scale * ci:.2g} |"
+        for label, mean, ci in zip(results["columns"], results["mean"], results["ci95"], strict=True)
+    ]
+    test = f"python main.py --train=False --test_set=True --logdir=pretrained/{name}"
+    licence = IMAGENET if config.datasource == "miniimagenet" else OWN
+    of = f"of the {config.total_iterations:,} iterations of its command" if iteration != config.total_iterations else ""
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f'`maml.load("pretrained/{name}")`, or `{test}`.',
+            "",
+            f"Trained by `{command_of(config)}`; {iteration:,} iterations {of}.".replace(" .", "."),
+            note,
+            "",
+            f"{results['tasks']} {results['split']} tasks, seed {results['seed']}: {results['measure']}, ± 95 % over them.",
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+            licence,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Releases one run; bad input ends with one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of the run, or of the only run in it")
+    parser.add_argument("name", help="of the folder under pretrained/")
+    parser.add_argument("--note", required=True, help="time, hardware and commit of the training, for the README")
+    parser.add_argument("--data_dir", default="", help="where the images are")
+    parser.add_argument("--test_checkpoint", choices=("latest", "best"), default="latest")
+    args = parser.parse_args()
+    try:
+        folder, _ = find_run({"logdir": args.run, "train": False})
+        print(release(folder, args.name, args.note, args.data_dir, args.test_checkpoint))
+    except UserError as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Runs beside one another: tested on the same tasks, so that differences are told apart from luck.
+
+    print(maml.compare(["logs/maml", "logs/anil"]))
+
+`python -m maml.compare` does the same. Runs that differ in nothing but their seed are one row.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maml.config import Config, names_of
+from maml.data_generator import DataGenerator
+from maml.errors import UserError
+from maml.learner import learner_of, refuse_own
+from maml.training.evaluation import Evaluator
+from maml.training.runs import REPLACED, RUN_FILE, find_run
+from maml.training.summaries import CURVE
+
+# 97.5 % quantiles of Student's t by degrees of freedom, from 1 on; beyond, 1.96 + 2.5 / df is as close.
+STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+PAUSE = 20  # times the usual time between two summaries: then a training was stopped in between
+
+
+class Run(NamedTuple):
+    """A tested run.
+
+    values: of every task after adaptation, [tasks]: accuracies, or losses.
+    before: the same before adaptation; None where nothing is adapted.
+    measured: what `values` are.
+    seconds: of its training, pauses left out; nan where it has no TensorBoard files.
+    curve: (iteration, value) of its validations.
+    """
+
+    folder: Path
+    config: Config
+    iteration: int
+    parameters: int
+    values: np.ndarray
+    before: np.ndarray | None
+    measured: str
+    seconds: float
+    curve: list[tuple[int, float]]
+
+
+class Row(NamedTuple):
+    """Runs of one setting, and what was measured of them.
+
+    runs: one for each seed.
+    ci_tasks: half width of the 95 % interval over the tasks, of the runs' mean.
+    ci_runs: over the runs, by Student's t; nan for one run.
+    difference, ci_difference: to the first row, task by task.
+    """
+
+    name: str
+    runs: list[Run]
+    mean: float
+    ci_tasks: float
+    ci_runs: float
+    difference: float
+    ci_difference: float
+
+
+class Comparison(NamedTuple):
+    """What `compare` found; printed, it is a table.
+
+    tasks: how many every run was tested on.
+    """
+
+    rows: list[Row]
+    tasks: int
+
+    def __str__(self) -> str:
+        """The table, a line a setting."""
+        accuracy = self.rows[0].runs[0].config.classification
+        scale, unit = (100, "accuracy, %") if accuracy else (1, "mean squared error")
+        lines = [
+            [unit, "before", "after", "± over tasks", "± over runs", "difference", "iterations", "parameters", "time"]
+        ]
+        for row in self.rows:
+            befores = [run.before.mean() for run in row.runs if run.before is not None]
+            first = row is self.rows[0]
+            lines.append(
+                [
+                    row.name + (f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else ""),
+                    f"{scale * np.mean(befores):.4g}" if befores else "",
+                    f"{scale * row.mean:.4g}",
+                    f"{scale * row.ci_tasks:.3g}",
+                    "" if math.isnan(row.ci_runs) else f"{scale * row.ci_runs:.3g}",
+                    "" if first else f"{scale * row.difference:+.3g} ± {scale * row.ci_difference:.2g}",
+                    ", ".join(str(count) for count in sorted({run.iteration for run in row.runs})),
+                    str(row.runs[0].parameters),
+                    _duration(float(np.mean([run.seconds for run in row.runs]))),
+                ]
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return (
+            "\n".join(
+                "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(each))
+                for each in (list(zip(line, widths, strict=True)) for line in lines)
+            )
+            + f"\n{self.tasks} tasks, the same for all; differences are to the first row, task by task"
+        )
+
+    def figure(self, path: str | os.PathLike) -> None:
+        """Draws the validation curves, a line a setting with the range of its seeds.
+
+        Raises:
+            UserError: there are no curves, or no matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise UserError("a figure needs matplotlib: pip install matplotlib") from error
+        drawing = Figure(figsize=(7, 4), layout="constrained")
+        axes, drawn = drawing.subplots(), False
+        for row in self.rows:
+            curves = [np.array(run.curve) for run in row.runs if run.curve]
+            if not curves:
+                continue
+            drawn, longest = True, max(curves, key=len)[:, 0]
+            values = np.array([np.interp(longest, curve[:, 0], curve[:, 1], right=np.nan) for curve in curves])
+            [line] = axes.plot(longest, np.nanmean(values, 0), label=row.name)
+            if len(curves) > 1:
+                axes.fill_between(
+                    longest, np.nanmin(values, 0), np.nanmax(values, 0), alpha=0.2, color=line.get_color()
+                )
+        if not drawn:
+            raise UserError("none of these runs has validations in TensorBoard's files (--log, --val_tasks)")
+        accuracy = self.rows[0].runs[0].config.classification
+        axes.set(xlabel="iterations", ylabel=f"validation {'accuracy' if accuracy else 'loss'}")
+        axes.legend()
+        drawing.savefig(path)
+
+
+def compare(
+    logdirs: Sequence[str | os.PathLike], tasks: int = 600, test_set: bool = True, seed: int = 0, **flags: Any
+) -> Comparison:
+    """Tests runs on the same tasks.
+
+    Args:
+        logdirs: folders of runs, or of folders of runs: all in them.
+        tasks: of the test set, or else of the validation set.
+        seed: of the tasks.
+        flags: of a test, for all runs: `test_checkpoint="best"`, `bn_mode="support"`, ….
+
+    Raises:
+        UserError: there are no runs, or they cannot be tested on the same tasks.
+    """
+    given = flags | {"test_tasks": tasks, "test_set": test_set, "seed": seed}
+    same: dict[str, Any] = {}
+    return Comparison(_rows([_tested(folder, given, same) for folder in _folders(logdirs)]), tasks)
+
+
+def _folders(logdirs: Iterable[str | os.PathLike]) -> list[Path]:
+    found: list[Path] = []
+    for given in logdirs:
+        root = Path(given).expanduser()
+        records = sorted(path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE))
+        folders = [path.parent for path in records if REPLACED not in path.parent.name]
+        if not folders:
+            raise UserError(f"{root}: there is no run in it (looked for {RUN_FILE})")
+        found += [folder for folder in folders if folder not in found]
+    return found
+
+
+def _tested(folder: Path, given: dict[str, Any], tasks: dict[str, Any]) -> Run:
+    """A run, tested; `tasks` holds what the first run's tasks are, and is filled in by it."""
+    _, config = find_run(given | {"logdir": str(folder)})
+    refuse_own(config, folder)
+    learner = learner_of(config, folder)
+    model, split = learner.model, "test" if config.test_set else "val"
+    data = DataGenerator(config, (split,))
+    _check_same_tasks(folder, config, data.fingerprint, tasks)
+    measures = Evaluator(model, data).tasks(learner.weights, split, config.test_tasks, config.evaluation_updates)
+    values = measures["accuracy" if config.classification else "loss"]
+    after = min(model.reported[-1], values.shape[1] - 1)
+    learned = [weight for name, weight in learner.weights.items() if not name.startswith("adam/")]
+    points = _points(folder)
+    return Run(
+        folder,
+        config,
+        int("".join(filter(str.isdigit, learner.checkpoint.name))),
+        sum(math.prod(weight.shape) for weight in learned),
+        values[:, after],
+        values[:, 0] if after else None,
+        model.columns(config.evaluation_updates)[after].label,
+        _seconds(points.get("train", [])),
+        [(step, value) for step, _, value in points.get("val", [])],
+    )
+
+
+def _check_same_tasks(folder: Path, config: Config, content: dict[str, str], tasks: dict[str, Any]) -> None:
+    names = ("datasource", "conventions", "omniglot_resize", "image_size", "channels")
+    found = {f"--{name}": getattr(config, name) for name in names}
+    found |= dict(zip(("classes", "shots", "queries"), config.task_size("test"), strict=True))
+    found |= {"images": content}
+    for name, value in found.items():
+        if tasks.setdefault(name, value) != value:
+            what = "other images" if name == "images" else f"{name} {value}, and the first run {tasks[name]}"
+            raise UserError(f"{folder}: has {what}: only runs on the same tasks can be compared")
+
+
+def _rows(runs: list[Run]) -> list[Row]:
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        setting = {name: getattr(run.config, name) for name in names_of("network", "training") if name != "seed"}
+        groups.setdefault(tuple(setting.items()), []).append(run)
+    settings = [dict(setting) for setting in groups]
+    rows: list[Row] = []
+    for setting, members in zip(settings, groups.values(), strict=True):
+        different = [name for name in setting if any(other[name] != setting[name] for other in settings)]
+        told = [str(setting["algorithm"]), *(f"{n}={setting[n]}" for n in different if n != "algorithm")]
+        values = np.mean([run.values for run in members], 0)
+        means = [run.values.mean() for run in members]
+        first = np.mean([run.values for run in rows[0].runs], 0) if rows else values
+        rows.append(
+            Row(
+                " ".join(told),
+                members,
+                float(values.mean()),
+                _interval(values),
+                _student(len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+                if len(means) > 1
+                else math.nan,
+                float((values - first).mean()),
+                _interval(values - first),
+            )
+        )
+    return rows
+
+
+def _interval(values: np.ndarray) -> float:
+    """Half width of the 95 % interval over tasks, as a test prints it."""
+    return 1.96 * float(values.std()) / math.sqrt(len(values))
+
+
+def _student(freedom: int) -> float:
+    return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
+
+
+def _points(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """(iteration, wall time, value) of what training minimises (or its accuracy), by "train" and "val"."""
+    from tensorflow import make_ndarray
+
+    found = {}
+    for split in ("train", "val"):
+        events = EventAccumulator(str(folder / split), size_guidance={"tensors": 0})
+        events.Reload()
+        tags = events.Tags()["tensors"]
+        tag = next((tag for name in ("accuracy", "loss") if (tag := CURVE.format(name=name)) in tags), None)
+        if tag:
+            each = {event.step: event for event in events.Tensors(tag)}  # what was done again counts once
+            found[split] = [
+                (step, e.wall_time, float(make_ndarray(e.tensor_proto))) for step, e in sorted(each.items())
+            ]
+    return found
+
+
+def _seconds(points: list[tuple[int, float, float]]) -> float:
+    """Seconds of a training from its summaries; pauses are left out."""
+    gaps = np.diff([time for _, time, _ in points])
+    return float(gaps[gaps < PAUSE * np.median(gaps)].sum()) if len(gaps) else math.nan
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return ""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
