@@ -5,6 +5,7 @@
 # make audit    looks the pinned packages up among the known vulnerabilities (needs the network)
 # make figures  draws docs/figures/ from the runs under logs/, training those that are missing
 # make compare  trains and tests MAML and other algorithms, BUDGET seconds each, and writes docs/compare.md
+# make demo     shows a page to draw on, in the browser
 # make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
@@ -13,7 +14,7 @@ SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
 BUDGET ?= 120
 
-.PHONY: run test quick check audit bench compare figures format clean
+.PHONY: run demo test quick check audit bench compare figures format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -36,6 +37,10 @@ audit:
 	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	.audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 	rm -rf .audit
+
+demo: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
+	$(BIN)/python main.py --demo
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed

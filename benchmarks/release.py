@@ -89,7 +89,7 @@ def readme(name: str, config: Config, iteration: int, results: dict, note: str) 
             f"Trained by `{command_of(config)}`; {iteration:,} iterations {of}.".replace(" .", "."),
             note,
             "",
-            f"{results['tasks']} {results['split']} tasks, seed {results['seed']}: {results['measure']}, ± 95 % over them.",
+            f"{results['tasks']} {results['split']} tasks, seed {results['seed']}: {results['measure']}, ± 95 %.",
             "",
             "| | |",
             "|---|---|",

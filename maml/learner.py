@@ -116,13 +116,19 @@ class Learner:
         Raises:
             UserError: shapes, types or the number of classes do not fit.
         """
-        inputs = self._inputs(support_images, "support_images")
+        inputs = self.inputs(support_images, "support_images")
         if self.config.classification:
             classes, labels = self._one_hot(support_labels, len(inputs))
         else:
             classes, labels = (), self._targets(support_labels, len(inputs))
         state = self.model.adapt(self.weights, inputs, labels, self._steps(num_updates))
         return Adapted(self, classes, inputs, state)
+
+    def demo(self, **launch: Any) -> Any:
+        """Shows a page in the browser on which images of one's own can be classified; see `maml.demo.page.demo`."""
+        from maml.demo.page import demo
+
+        return demo(self, **launch)
 
     @property
     def ways(self) -> int | None:
@@ -168,7 +174,7 @@ class Learner:
             raise UserError(f"num_updates={steps!r}: must be a whole number, 0 or more")
         return steps
 
-    def _inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
+    def inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
         """[n, dim_input] of images, or of the numbers of a regression."""
         array, (size, channels) = np.asarray(images), self.config.image_shape
         shapes: list[tuple[int, ...]] = [(size, size, channels)] + [(size, size)] * (channels == 1)
@@ -259,7 +265,7 @@ class Adapted:
         return tf.nn.softmax(self._outputs(images)).numpy()
 
     def _outputs(self, images: np.ndarray) -> tf.Tensor:
-        inputs = self.learner._inputs(images, "images")
+        inputs = self.learner.inputs(images, "images")
         together = len(inputs) if self.learner.config.transductive else PART
         parts = [inputs[start : start + together] for start in range(0, len(inputs), together)]
         return tf.concat([self.learner.model.predict(self.state, self.support, part) for part in parts], 0)

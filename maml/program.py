@@ -4,6 +4,7 @@
   python main.py --train=False --test_set=True    tests the run last trained
   python main.py --predict --support=DIR --query=DIR
                                                   classifies images with the run last trained
+  python main.py --demo                           shows a page to draw on (pip install -r requirements-demo.txt)
   python main.py --check_gradients                proves the meta-gradient of the model that the flags describe
 
 The README lists the commands of the paper; every flag of the official code keeps its name,
@@ -347,6 +348,18 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(1)
 
 
+def run_demo(given: dict[str, Any]) -> int:
+    """Shows the page until Ctrl-C."""
+    with quiet_stderr():
+        from maml.demo.page import demo
+    from maml.learner import load
+
+    page = demo(load(given["logdir"]) if "logdir" in given else None)
+    with contextlib.suppress(KeyboardInterrupt):
+        page.block_thread()
+    return 0
+
+
 def resolved(given: dict[str, Any]) -> dict[str, Any]:
     """What the given flags mean, ready for JSON: the whole setting, the run that is tested, and notes for the user."""
     if (given.get("predict") or given.get("train") is False) and not given.get("check_gradients"):
@@ -374,6 +387,8 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise UserError(f"{argv[1]}: not a flag; write --flag=value (--helpfull lists them)")
         given = given_flags()
+        if given.get("demo"):
+            return run_demo(given)
         cluster = from_environment()
         if cluster and (given.get("predict") or given.get("check_gradients")):
             raise UserError("--predict and --check_gradients are for one process: unset TF_CONFIG, or leave srun out")

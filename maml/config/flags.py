@@ -335,6 +335,9 @@ class Flags:
         least=1,
         kind="watch",
     )
+    demo: bool = _flag(
+        False, "show a page to draw on, with the runs of pretrained/ (and that of --logdir, for images)", kind="call"
+    )
     devices: str = _flag(
         "",
         "over which the tasks of a batch are divided: how many GPUs (empty: all there are), or cpu:N for N replicas on "

@@ -1,0 +1,98 @@
+"""The page in a real browser: symbols are drawn with the mouse, and told apart.
+
+Needs Gradio, Selenium, Chromium with its driver, and the pretrained run. MAML_SCREENSHOT=FILE keeps a picture of the page.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maml.demo.page import CHARACTERS, PRETRAINED
+from tests.command_line import ROOT
+
+pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-demo.txt")
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs Selenium: pip install selenium")
+if not (shutil.which("chromium") and shutil.which("chromedriver")):
+    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
+if not (PRETRAINED / CHARACTERS).is_dir():
+    pytest.skip(f"needs pretrained/{CHARACTERS}", allow_module_level=True)
+
+# Strokes in a box of 100×100.
+SYMBOLS = [
+    [[(20, 20), (80, 80)], [(80, 20), (20, 80)]],
+    [[(50, 15), (50, 85)], [(15, 50), (85, 50)]],
+    [[(20, 20), (80, 20), (80, 80), (20, 80), (20, 20)]],
+    [[(20, 20), (20, 80), (80, 80)]],
+    [[(20, 80), (50, 20), (80, 80)], [(35, 55), (65, 55)]],
+]
+SHAKY = (3, -2, 2, -3, 1, -1, 3, 2, -2)
+
+
+@pytest.fixture(scope="module")
+def address():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "--demo"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if found := re.search(r"Open (http://127\.0\.0\.1:\d+)", line):
+            yield found[1]
+            break
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser(address):
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1500"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.get(address)
+    yield driver
+    driver.quit()
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
+def draw(browser, box, symbol, shaky=0):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    canvas = until(lambda: browser.find_elements("css selector", f"#{box} canvas"))[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    size, places = min(canvas.size.values()) / 100, iter(SHAKY * 20)
+    for line in SYMBOLS[symbol]:
+        points = [(size * (x - 50 + shaky * next(places)), size * (y - 50 + shaky * next(places))) for x, y in line]
+        chain = ActionChains(browser, duration=30).move_to_element_with_offset(canvas, *map(int, points[0]))
+        chain.click_and_hold()
+        for point in points[1:]:
+            chain.move_to_element_with_offset(canvas, *map(int, point))
+        chain.release().perform()
+
+
+def test_symbols_are_drawn_and_told_apart(browser):
+    for number in range(len(SYMBOLS)):
+        draw(browser, f"pad{number + 1}", number)
+    browser.find_element("id", "add").click()
+    until(lambda: len(browser.find_elements("css selector", ".grid-container img, .thumbnail-item img")) >= 5)
+    draw(browser, "query", 2, shaky=1)
+    answer = until(lambda: browser.find_elements("id", "answer"))[0].text
+    if os.environ.get("MAML_SCREENSHOT"):
+        time.sleep(1)
+        browser.save_screenshot(os.environ["MAML_SCREENSHOT"])
+    assert answer == "symbol 3"
+    rows = browser.find_elements("css selector", "#result tr")
+    assert len(rows) == 7 and rows[1].text.startswith("before adaptation")

@@ -1,0 +1,59 @@
+"""Drawings become what the network was trained on, however large, thick, inverted or placed they are."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from maml.demo.drawing import CANVAS, LARGEST, SIZE, STROKE, as_character, line_width
+from maml.errors import UserError
+from tests.demo.strokes import middle_line, painted, strokes
+
+
+def cross(side=220, width=9, place=(60, 50), arm=100, mode="RGBA") -> Image.Image:
+    image = Image.new(mode, (side, side), (0, 0, 0, 0) if mode == "RGBA" else "white")
+    draw, (x, y) = ImageDraw.Draw(image), place
+    draw.line((x, y, x + arm, y + arm), "black", width)
+    draw.line((x + arm, y, x, y + arm), "black", width)
+    return image
+
+
+@pytest.mark.parametrize("picture", [
+    cross(), cross(mode="RGB"), cross(width=25), cross(width=4), cross(place=(5, 110)), cross(arm=45, width=5),
+    cross(side=800, width=30, arm=500), Image.eval(cross(mode="RGB"), lambda value: 255 - value),
+])  # fmt: skip
+def test_the_same_shape_becomes_nearly_the_same_picture(picture):
+    expected, found = as_character(cross()), as_character(np.asarray(picture))
+    assert found.shape == (SIZE, SIZE) and found.dtype == np.uint8 and set(np.unique(found)) == {0, 255}
+    ink = (found > 0).sum()
+    assert 0.5 < ink / (expected > 0).sum() < 2
+    rows, columns = np.nonzero(found)
+    assert abs(rows.mean() - 13.5) < 1.5 and abs(columns.mean() - 13.5) < 1.5, "centred"
+    assert max(np.ptp(rows), np.ptp(columns)) == pytest.approx(LARGEST / CANVAS * SIZE, abs=2)
+
+
+def test_the_width_of_lines_is_measured():
+    for width in (3, 9, 20):
+        image = Image.new("L", (300, 300))
+        ImageDraw.Draw(image).line((50, 150, 250, 150), 255, width)
+        assert line_width(np.asarray(image) > 0) == pytest.approx(width, rel=0.35)
+
+
+def test_an_empty_box_is_said():
+    for nothing in (Image.new("RGBA", (50, 50)), Image.new("RGB", (50, 50), "white")):
+        with pytest.raises(UserError, match="nothing is drawn"):
+            as_character(nothing)
+
+
+def test_a_dot_is_drawn():
+    image = Image.new("RGBA", (220, 220))
+    ImageDraw.Draw(image).ellipse((100, 100, 110, 110), "black")
+    assert as_character(image).any()
+
+
+def test_the_middle_line_of_a_drawing_is_walked_once():
+    ink = as_character(cross()) > 0
+    thin = middle_line(ink)
+    assert 0 < thin.sum() <= ink.sum() and not (thin & ~ink).any()
+    assert sum(map(len, strokes(ink))) == thin.sum()
+    assert as_character(painted([[(50.0, 50.0), (150.0, 150.0)]])).any()
+    assert STROKE < CANVAS
