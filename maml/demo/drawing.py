@@ -6,8 +6,8 @@ from PIL import Image, ImageFilter
 from maml.errors import UserError
 
 CANVAS = 105  # pixels of Omniglot's originals
-LARGEST = 70  # of a character's longer side there
-STROKE = 3.0  # a line's width there
+LARGEST = 64  # of a character's longer side there, on average
+STROKE = 5.0  # a line's width there
 SIZE = 28
 
 

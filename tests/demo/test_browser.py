@@ -1,6 +1,6 @@
 """The page in a real browser: symbols are drawn with the mouse, and told apart.
 
-Needs Gradio, Selenium, Chromium with its driver, and the pretrained run. MAML_SCREENSHOT=FILE keeps a picture of the page.
+Needs Gradio, Selenium, Chromium with its driver, and the pretrained run. MAML_SCREENSHOT=FILE keeps a picture of it.
 """
 
 import os
