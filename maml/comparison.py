@@ -5,8 +5,10 @@
 `python -m maml.compare` does the same. Runs that differ in nothing but their seed are one row.
 """
 
+import argparse
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,8 @@ from maml.training.summaries import CURVE
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1 on; beyond, 1.96 + 2.5 / df is as close.
 STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-PAUSE = 20  # times the usual time between two summaries: then a training was stopped in between
+# So many times the usual time between two summaries, and at least a minute: a training was stopped in between.
+PAUSE, SHORTEST_PAUSE = 20, 60.0
 
 
 class Run(NamedTuple):
@@ -249,7 +252,7 @@ def _points(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
     from tensorflow import make_ndarray
 
     found = {}
-    for split in ("train", "val"):
+    for split in [split for split in ("train", "val") if (folder / split).is_dir()]:
         events = EventAccumulator(str(folder / split), size_guidance={"tensors": 0})
         events.Reload()
         tags = events.Tags()["tensors"]
@@ -265,7 +268,9 @@ def _points(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
 def _seconds(points: list[tuple[int, float, float]]) -> float:
     """Seconds of a training from its summaries; pauses are left out."""
     gaps = np.diff([time for _, time, _ in points])
-    return float(gaps[gaps < PAUSE * np.median(gaps)].sum()) if len(gaps) else math.nan
+    if not len(gaps):
+        return math.nan
+    return float(gaps[gaps < max(SHORTEST_PAUSE, PAUSE * np.quantile(gaps, 0.95))].sum())
 
 
 def _duration(seconds: float) -> str:
@@ -278,3 +283,28 @@ def _duration(seconds: float) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
+
+
+def main() -> int:
+    """Prints the table; bad input ends with one line and exit code 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml.compare", description="Prints runs beside one another, tested on the same tasks."
+    )
+    parser.add_argument("logdirs", nargs="+", help="folders of runs, or of folders of runs")
+    parser.add_argument("--tasks", type=int, default=600, help="of the test set")
+    parser.add_argument("--seed", type=int, default=0, help="of the tasks")
+    parser.add_argument("--test_checkpoint", choices=("latest", "best"), default="latest")
+    parser.add_argument("--data_dir", default="", help="where the images are, if they moved")
+    parser.add_argument("--figure", default="", help="draw the validation curves into this file")
+    args = parser.parse_args()
+    flags = {"test_checkpoint": args.test_checkpoint} | ({"data_dir": args.data_dir} if args.data_dir else {})
+    try:
+        found = compare(args.logdirs, args.tasks, seed=args.seed, **flags)
+        print(found)
+        if args.figure:
+            found.figure(args.figure)
+            print(f"Drawn: {args.figure}")
+    except UserError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    return 0
