@@ -1,15 +1,18 @@
 """The page: symbols to draw, a curve to click, images of one's own. Gradio shows it, on this machine alone."""
 
+import base64
 import html
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from maml.demo.classify import curve, probabilities
-from maml.demo.drawing import as_character
+from maml.demo.pads import BOX, SCRIPT, START, STYLE, WIPE_ALL, character_of, pad
 from maml.errors import UserError
 from maml.learner import Learner, load
 
@@ -33,7 +36,8 @@ def demo(learner: Learner | None = None, **launch: Any) -> Any:
         UserError: Gradio is not installed, or there is nothing to show.
     """
     page = built(learner)
-    page.launch(**{"server_name": "127.0.0.1", "share": False, "quiet": True, "prevent_thread_lock": True} | launch)
+    here = {"server_name": "127.0.0.1", "share": False, "quiet": True, "prevent_thread_lock": True}
+    page.launch(**here | {"head": SCRIPT, "css": STYLE} | launch)
     print(f"Open {page.local_url} (Ctrl-C ends it)", flush=True)
     return page
 
@@ -69,48 +73,53 @@ def _draw_tab(gr: Any, learner: Learner) -> None:
         "Then draw one of them again below: the table shows what the network takes it for, before it has seen your "
         "symbols and after each gradient step on them."
     )
-    options = {"type": "numpy", "canvas_size": (220, 220), "fixed_canvas": True, "layers": False, "transforms": ()}
-    brush = gr.Brush(default_size=9, colors=["#000000"], color_mode="fixed")
     examples = gr.State([])
     with gr.Row():
-        pads = [
-            gr.Sketchpad(label=f"symbol {n + 1}", brush=brush, elem_id=f"pad{n + 1}", min_width=200, **options)
-            for n in range(PADS)
-        ]
+        drawn = []
+        for number in range(PADS):
+            with gr.Column(min_width=BOX + 10):
+                drawn.append(pad(gr, f"pad{number + 1}", f"symbol {number + 1}"))
     with gr.Row():
         add, clear = gr.Button("Add these examples", variant="primary", elem_id="add"), gr.Button("Start over")
-    seen = gr.Gallery(label="what the network sees", columns=10, height=120, object_fit="contain")
+    seen = gr.HTML(elem_id="seen")
     with gr.Row():
-        query = gr.Sketchpad(label="which one is this?", brush=brush, elem_id="query", scale=1, **options)
-        table = gr.HTML(elem_id="result")
+        with gr.Column(min_width=BOX + 10, scale=1):
+            query = pad(gr, "query", "which one is this?")
+        with gr.Column(scale=4):
+            table = gr.HTML(elem_id="result")
 
-    def added(known: list, *drawn: dict) -> tuple:
-        for number, picture in enumerate(drawn):
-            try:
-                known = [*known, (number, as_character(picture["composite"]))]
-            except (UserError, TypeError):  # this box is empty
-                continue
-        return known, [(255 - image, f"symbol {number + 1}") for number, image in known]
+    def added(known: list, *sent: str) -> tuple:
+        pictures = [(number, character_of(text)) for number, text in enumerate(sent)]
+        known = known + [(number, image) for number, image in pictures if image is not None]
+        return known, _seen(known)
 
-    def classified(known: list, picture: dict | None) -> str:
-        try:
-            drawn = as_character(picture["composite"]) if picture else None
-        except UserError:
-            drawn = None
-        if drawn is None or not known:
+    def classified(known: list, sent: str) -> str:
+        image = character_of(sent)
+        if image is None or not known:
             return "<p>Add symbols, and draw one of them again.</p>"
         numbers = sorted({number for number, _ in known})
-        images = np.stack([image for _, image in known])[..., None]
+        images = np.stack([each for _, each in known])[..., None]
         labels = [numbers.index(number) for number, _ in known]
         try:
-            found = probabilities(learner, images, labels, drawn[..., None], STEPS)
+            found = probabilities(learner, images, labels, image[..., None], STEPS)
         except UserError as error:
             return f"<p>{html.escape(str(error))}</p>"
         return table_of(found, [f"symbol {number + 1}" for number in numbers])
 
-    add.click(added, [examples, *pads], [examples, seen]).then(classified, [examples, query], table)
-    clear.click(lambda: ([], [], ""), None, [examples, seen, table])
+    add.click(added, [examples, *drawn], [examples, seen]).then(None, js=WIPE_ALL)
+    clear.click(lambda: ([], "", ""), None, [examples, seen, table]).then(None, js=WIPE_ALL)
     query.change(classified, [examples, query], table, show_progress="hidden")
+
+
+def _seen(known: list) -> str:
+    """The examples as the network sees them, in the page."""
+    pictures = []
+    for number, image in known:
+        file = io.BytesIO()
+        Image.fromarray(255 - image).resize((56, 56), Image.Resampling.NEAREST).save(file, "PNG")
+        source = START + base64.b64encode(file.getvalue()).decode()
+        pictures.append(f'<img src="{source}" alt="symbol {number + 1}" style="display:inline; margin:2px">')
+    return f"<p>What the network sees:</p>{''.join(pictures)}"
 
 
 def table_of(found: np.ndarray, names: Sequence[str]) -> str:
@@ -137,7 +146,9 @@ def _curve_tab(gr: Any, learners: dict[str, Learner]) -> None:
         "a few gradient steps; the one that was trained on all of them at once hardly moves."
     )
     points = gr.State([])
-    canvas = gr.Image(_picture(learners, []), label="click", interactive=False, elem_id="curve", format="png")
+    canvas = gr.Image(
+        _picture(learners, []), label="click", interactive=False, elem_id="curve", format="png", buttons=[]
+    )
     again = gr.Button("Start over")
 
     def clicked(known: list, event: gr.SelectData) -> tuple:
@@ -176,7 +187,12 @@ def _picture(learners: dict[str, Learner], points: list) -> np.ndarray:
             from matplotlib import colormaps
 
             shade = colormaps[colours](0.35 + 0.6 * (place + 1) / len(counts))
-            axes.plot(at, values, color=shade, label=f"{title}, {count} steps" if count else f"{title}, before")
+            axes.plot(
+                at,
+                values,
+                color=shade,
+                label=f"{title}, {count} step{'s'[: count > 1]}" if count else f"{title}, before",
+            )
     if points:
         axes.plot(*zip(*points, strict=True), "k^", label="your points")
     axes.set(xlim=X, ylim=Y)

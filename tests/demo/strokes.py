@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from maml.demo.classify import probabilities
 from maml.demo.drawing import as_character
+from maml.demo.pads import BOX, BRUSH
 from maml.demo.page import CHARACTERS, PRETRAINED, STEPS
 from maml.learner import Learner, load
 from maml.tasks.images import load_split
 
-BOX, BRUSH = 220, 9  # of the page, in pixels
 Point = tuple[float, float]
 
 

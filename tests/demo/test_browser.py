@@ -71,7 +71,7 @@ def until(condition, seconds=60):
 def draw(browser, box, symbol, shaky=0):
     from selenium.webdriver.common.action_chains import ActionChains
 
-    canvas = until(lambda: browser.find_elements("css selector", f"#{box} canvas"))[0]
+    canvas = until(lambda: browser.find_elements("css selector", f"canvas#{box}"))[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     size, places = min(canvas.size.values()) / 100, iter(SHAKY * 20)
     for line in SYMBOLS[symbol]:
@@ -83,16 +83,42 @@ def draw(browser, box, symbol, shaky=0):
         chain.release().perform()
 
 
+def shot(browser):
+    if os.environ.get("MAML_SCREENSHOT"):
+        time.sleep(1)
+        browser.save_screenshot(os.environ["MAML_SCREENSHOT"])
+
+
 def test_symbols_are_drawn_and_told_apart(browser):
     for number in range(len(SYMBOLS)):
         draw(browser, f"pad{number + 1}", number)
     browser.find_element("id", "add").click()
-    until(lambda: len(browser.find_elements("css selector", ".grid-container img, .thumbnail-item img")) >= 5)
+    until(lambda: len(browser.find_elements("css selector", "#seen img")) == 5)
     draw(browser, "query", 2, shaky=1)
     answer = until(lambda: browser.find_elements("id", "answer"))[0].text
-    if os.environ.get("MAML_SCREENSHOT"):
-        time.sleep(1)
-        browser.save_screenshot(os.environ["MAML_SCREENSHOT"])
+    shot(browser)
     assert answer == "symbol 3"
     rows = browser.find_elements("css selector", "#result tr")
     assert len(rows) == 7 and rows[1].text.startswith("before adaptation")
+
+
+def test_points_are_clicked_and_the_curve_bends(browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    until(lambda: [tab for tab in browser.find_elements("css selector", "button[role=tab]") if "curve" in tab.text])[
+        0
+    ].click()
+    picture = until(lambda: browser.find_elements("css selector", "#curve img"))[0]
+    seen = {picture.get_attribute("src")}
+    for across, up in ((-0.3, 0.2), (-0.1, -0.25), (0.2, 0.1)):
+        picture = browser.find_element("css selector", "#curve img")
+        width, height = picture.size["width"], picture.size["height"]
+        ActionChains(browser).move_to_element_with_offset(
+            picture, int(across * width), int(up * height)
+        ).click().perform()
+        now = until(lambda: browser.find_element("css selector", "#curve img").get_attribute("src") not in seen)
+        assert now
+        seen.add(browser.find_element("css selector", "#curve img").get_attribute("src"))
+    if os.environ.get("MAML_SCREENSHOT"):
+        time.sleep(1)
+        browser.save_screenshot(os.environ["MAML_SCREENSHOT"].replace(".png", "_curve.png"))

@@ -1,10 +1,14 @@
 """Drawings become what the network was trained on, however large, thick, inverted or placed they are."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from maml.demo.drawing import CANVAS, LARGEST, SIZE, STROKE, as_character, line_width
+from maml.demo.pads import START, character_of
 from maml.errors import UserError
 from tests.demo.strokes import middle_line, painted, strokes
 
@@ -42,6 +46,28 @@ def test_an_empty_box_is_said():
     for nothing in (Image.new("RGBA", (50, 50)), Image.new("RGB", (50, 50), "white")):
         with pytest.raises(UserError, match="nothing is drawn"):
             as_character(nothing)
+
+
+def sent(image: Image.Image, kind="PNG") -> str:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return START + base64.b64encode(file.getvalue()).decode()
+
+
+def test_what_a_box_sends_is_decoded_and_nothing_else_is():
+    np.testing.assert_array_equal(character_of(sent(cross())), as_character(cross()))
+    nothing = [
+        None,
+        "",
+        "x",
+        START,
+        START + "!",
+        START + "AAAA",
+        sent(cross())[:200],
+        sent(Image.new("RGBA", (220, 220))),
+    ]
+    for text in [*nothing, sent(cross(side=221)), sent(cross(mode="RGB"), "BMP"), sent(cross()) + "A" * 300_000]:
+        assert character_of(text) is None
 
 
 def test_a_dot_is_drawn():
