@@ -178,6 +178,7 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
     for number in range(kills):
         processes, goal = start_workers(workers, killed), newest(whole) * (number + rng.random()) / (kills + 1)
+        goal = max(goal, newest(killed))  # not before they have met: who is missing then is waited for
         while newest(killed) <= goal and all(process.poll() is None for process in processes):
             time.sleep(0.01)
         victim, how = rng.randrange(workers), (signal.SIGKILL, signal.SIGTERM)[number % 2]

@@ -11,32 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from maml.demo.classify import probabilities
-from maml.demo.drawing import as_character
+from maml.demo.drawing import as_character, middle_line
 from maml.demo.pads import BOX, BRUSH
 from maml.demo.page import CHARACTERS, PRETRAINED, STEPS
 from maml.learner import Learner, load
 from maml.tasks.images import load_split
 
 Point = tuple[float, float]
-
-
-def middle_line(ink: np.ndarray) -> np.ndarray:
-    """The one pixel wide skeleton of a drawing, bool [h, w] (Zhang & Suen 1984)."""
-    image = np.pad(ink.astype(np.uint8), 1)
-    changed = True
-    while changed:
-        changed = False
-        for first in (True, False):
-            around = [np.roll(image, shift, (0, 1)) for shift in
-                      ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))]  # fmt: skip
-            count = sum(around)
-            rises = sum((a == 0) & (b == 1) for a, b in zip(around, around[1:] + around[:1], strict=True))
-            up, right, down, left = around[0], around[2], around[4], around[6]
-            corners = (up * right * down, right * down * left) if first else (up * right * left, up * down * left)
-            gone = (image == 1) & (count >= 2) & (count <= 6) & (rises == 1) & (corners[0] == 0) & (corners[1] == 0)
-            if gone.any():
-                image[gone], changed = 0, True
-    return image[1:-1, 1:-1].astype(bool)
 
 
 def strokes(ink: np.ndarray) -> list[list[Point]]:
