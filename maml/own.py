@@ -142,16 +142,17 @@ def train(
     _check_model(learner, data, loss)
     if "val" not in data.draws:
         config = learner.config = data.config = config.replace(val_tasks=0)
+    say = print if replicas.is_chief() else lambda line: None
     named = loss if isinstance(loss, str) else getattr(loss, "__name__", "own")
-    print(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
-    print(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
+    say(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
+    say(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
     about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
     with _recorded(config, about) as folder:
         try:
             trained = train_run(config, learner, data, folder)
         except tf.errors.OpError as error:
             raise data.error or replicas.lost(error) or error from None
-    print(f"Trained: {trained.progress.iteration} iterations ({folder})")
+    say(f"Trained: {trained.progress.iteration} iterations ({folder})")
     return OwnLearner(config, learner, trained.state.weights, folder)
 
 

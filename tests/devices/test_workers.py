@@ -64,6 +64,36 @@ def test_workers_that_do_not_divide_the_batch_or_have_no_run_end_with_one_line(t
     assert process.returncode == 1 and "no run under runs" in err and "Traceback" not in err
 
 
+OWN = """
+import keras, numpy as np, sys, maml
+from maml.devices import replicas
+with maml.strategy().scope():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+    def task(rng):
+        x, y = (rng.normal(size=(6, width)).astype("float32") for width in (3, 1))
+        return x[:3], y[:3], x[3:], y[3:]
+    learner = maml.train(model, task, loss="mse", metatrain_iterations=20, test_num_updates=1, logdir=sys.argv[1])
+    measured = learner.test(task, 40).values
+    if replicas.is_chief():
+        np.savez(sys.argv[1] + ".npz", measured=measured, **learner.weights)
+"""
+
+
+def test_a_model_of_ones_own_is_trained_and_tested_by_two_workers(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for name, before in (("one", []), ("two", ["-m", "maml.launch", "--workers=2"])):
+        command = [sys.executable, *before, "own.py", name]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Trained: 20 iterations") == 1
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert set(one) == set(two) and len(one) == 5
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
 def test_killed_and_stopped_workers_go_on_to_the_bit(tmp_path):
     """One SIGKILL and one SIGTERM, of either worker; `python -m tests.kill --workers=2` does many."""
