@@ -1,5 +1,6 @@
 """Which workers there are, and how they meet: every message is one line."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -126,7 +127,11 @@ def test_who_is_missing_is_said_and_a_stranger_does_not_count(monkeypatch, capsy
     chief.start()
     host, port = addresses[0].split(":")
     for line in (b"GET / HTTP/1.1\r\n", b'{"greeting": "maml-worker", "index": 7}\n', b"[1]\n"):
-        with socket.create_connection((host, int(port)), 5) as stranger:
+        stranger = None
+        while stranger is None:  # until the chief listens
+            with contextlib.suppress(ConnectionRefusedError):
+                stranger = socket.create_connection((host, int(port)), 5)
+        with stranger:
             stranger.sendall(line)
     chief.join(2)
     assert chief.is_alive()

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from maml.config import Config
-from maml.data_generator import DataGenerator
+from maml.data_generator import WHOLE, DataGenerator
 from maml.errors import UserError
 from maml.maml import MAML
 from maml.training import checkpoints
@@ -169,8 +169,8 @@ class Spoiled(DataGenerator):
     at: tuple[int, ...] = (37, 52)
     add: float | list = float("nan")
 
-    def episodes(self, split, index, meta_batch_size):
-        episodes = super().episodes(split, index, meta_batch_size)
+    def episodes(self, split, index, meta_batch_size, part=WHOLE):
+        episodes = super().episodes(split, index, meta_batch_size, part)
         spoiled = tf.reduce_any(tf.equal(index, self.at)) & (split == "train")
         return episodes._replace(labelb=episodes.labelb + tf.where(spoiled, self.add, 0.0))
 
