@@ -1,11 +1,6 @@
 """What `make quick` leaves out, and where tests do without XLA."""
 
-import gc
-
 import pytest
-
-# Traced graphs are many objects, in which Python would look for garbage again and again.
-gc.set_threshold(100_000, 20, 20)
 
 SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
 # About flags, folders and files: XLA takes longer to compile the sinusoid's network than these take without.
