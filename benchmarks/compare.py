@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from benchmarks.figures import BLUE, GREEN, GREY, ORANGE, ROOT, run_main, save, subplots
 from benchmarks.measure import count, machine, machine_lines, table, write_report
 from maml import algorithms
 from maml.errors import UserError
 from maml.training.evaluation import results_file
 from maml.training.runs import find_run
+from maml.training.summaries import CURVE, read_curve
 
 FOREVER = 1_000_000  # iterations: the time ends a training, not their number
 INTERRUPTED = 130
@@ -104,14 +103,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def curve(folder: Path, begin: float) -> list[tuple[float, float]]:
     """(seconds since `begin`, accuracy) of every validation of a run."""
-    events = EventAccumulator(str(folder / "val"), size_guidance={"tensors": 0})
-    events.Reload()
-    tag = "accuracy/Post-update"
-    if tag not in events.Tags()["tensors"]:
-        return []
-    from tensorflow import make_ndarray
-
-    return [(event.wall_time - begin, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
+    points = read_curve(folder / "val", CURVE.format(name="accuracy"))
+    return [(point.time - begin, point.value) for point in points]
 
 
 def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.measure import count
 from maml.config import Config
@@ -26,6 +25,7 @@ from maml.maml import MAML
 from maml.training import checkpoints
 from maml.training.evaluation import results_file
 from maml.training.runs import find_run
+from maml.training.summaries import read_curve
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -117,11 +117,10 @@ def true_function(x: np.ndarray) -> np.ndarray:
 
 def scalars(folder: Path, tag: str) -> dict[int, float]:
     """What a summary writer's folder holds under a tag, by iteration."""
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    if tag not in events.Tags()["tensors"]:
+    found = read_curve(folder, tag)
+    if not found:
         raise UserError(f"{folder}: has no TensorBoard values of {tag!r}; train this run with --log and --val_tasks")
-    return {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+    return {point.iteration: point.value for point in found}
 
 
 def draw_curves(predictions: dict[str, list[np.ndarray]], support: np.ndarray, grid: np.ndarray, path: Path) -> None:

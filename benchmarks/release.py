@@ -6,7 +6,6 @@ The weights alone, without Adam's state. The test is the official one of 600 tas
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -61,7 +60,7 @@ def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
     for path in [*target.glob("test_*.pkl"), *target.glob("test_*.csv")]:
         path.unlink()
     [tested] = target.glob("test_*.json")
-    results = json.loads(tested.read_text())
+    results = read_json(tested)
     results["config"] |= {"data_dir": "", "logdir": ""}
     write_json(tested, results)
     write_text(target / "README.md", readme(name, config, iteration, results, note))

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml.config import Config, names_of
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.learner import learner_of, refuse_own
-from maml.training.evaluation import Evaluator
-from maml.training.runs import REPLACED, RUN_FILE, find_run
-from maml.training.summaries import CURVE
+from maml.training.evaluation import Evaluator, TestResult
+from maml.training.runs import RUN_FILE, find_run, run_folders
+from maml.training.summaries import CURVE, Point, read_curve
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1 on; beyond, 1.96 + 2.5 / df is as close.
 STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -37,7 +36,7 @@ class Run(NamedTuple):
     before: the same before adaptation; None where nothing is adapted.
     measured: what `values` are.
     seconds: of its training, pauses left out; nan where it has no TensorBoard files.
-    curve: (iteration, value) of its validations.
+    curve: of its validations.
     """
 
     folder: Path
@@ -48,7 +47,7 @@ class Run(NamedTuple):
     before: np.ndarray | None
     measured: str
     seconds: float
-    curve: list[tuple[int, float]]
+    curve: list[Point]
 
 
 class Row(NamedTuple):
@@ -127,7 +126,7 @@ class Comparison(NamedTuple):
             if not curves:
                 continue
             drawn, longest = True, max(curves, key=len)[:, 0]
-            values = np.array([np.interp(longest, curve[:, 0], curve[:, 1], right=np.nan) for curve in curves])
+            values = np.array([np.interp(longest, curve[:, 0], curve[:, 2], right=np.nan) for curve in curves])
             [line] = axes.plot(longest, np.nanmean(values, 0), label=row.name)
             if len(curves) > 1:
                 axes.fill_between(
@@ -164,8 +163,7 @@ def _folders(logdirs: Iterable[str | os.PathLike]) -> list[Path]:
     found: list[Path] = []
     for given in logdirs:
         root = Path(given).expanduser()
-        records = sorted(path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE))
-        folders = [path.parent for path in records if REPLACED not in path.parent.name]
+        folders = sorted(run_folders(root))
         if not folders:
             raise UserError(f"{root}: there is no run in it (looked for {RUN_FILE})")
         found += [folder for folder in folders if folder not in found]
@@ -184,7 +182,7 @@ def _tested(folder: Path, given: dict[str, Any], tasks: dict[str, Any]) -> Run:
     values = measures["accuracy" if config.classification else "loss"]
     after = min(model.reported[-1], values.shape[1] - 1)
     learned = [weight for name, weight in learner.weights.items() if not name.startswith("adam/")]
-    points = _points(folder)
+    tag = CURVE.format(name="accuracy" if config.classification else "loss")
     return Run(
         folder,
         config,
@@ -193,8 +191,8 @@ def _tested(folder: Path, given: dict[str, Any], tasks: dict[str, Any]) -> Run:
         values[:, after],
         values[:, 0] if after else None,
         model.columns(config.evaluation_updates)[after].label,
-        _seconds(points.get("train", [])),
-        [(step, value) for step, _, value in points.get("val", [])],
+        _seconds(read_curve(folder / "train", tag)),
+        read_curve(folder / "val", tag),
     )
 
 
@@ -227,47 +225,24 @@ def _rows(runs: list[Run]) -> list[Row]:
                 " ".join(told),
                 members,
                 float(values.mean()),
-                _interval(values),
+                float(TestResult.of(values).ci95),
                 _student(len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
                 if len(means) > 1
                 else math.nan,
                 float((values - first).mean()),
-                _interval(values - first),
+                float(TestResult.of(values - first).ci95),
             )
         )
     return rows
-
-
-def _interval(values: np.ndarray) -> float:
-    """Half width of the 95 % interval over tasks, as a test prints it."""
-    return 1.96 * float(values.std()) / math.sqrt(len(values))
 
 
 def _student(freedom: int) -> float:
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
 
 
-def _points(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """(iteration, wall time, value) of what training minimises (or its accuracy), by "train" and "val"."""
-    from tensorflow import make_ndarray
-
-    found = {}
-    for split in [split for split in ("train", "val") if (folder / split).is_dir()]:
-        events = EventAccumulator(str(folder / split), size_guidance={"tensors": 0})
-        events.Reload()
-        tags = events.Tags()["tensors"]
-        tag = next((tag for name in ("accuracy", "loss") if (tag := CURVE.format(name=name)) in tags), None)
-        if tag:
-            each = {event.step: event for event in events.Tensors(tag)}  # what was done again counts once
-            found[split] = [
-                (step, e.wall_time, float(make_ndarray(e.tensor_proto))) for step, e in sorted(each.items())
-            ]
-    return found
-
-
-def _seconds(points: list[tuple[int, float, float]]) -> float:
+def _seconds(points: list[Point]) -> float:
     """Seconds of a training from its summaries; pauses are left out."""
-    gaps = np.diff([time for _, time, _ in points])
+    gaps = np.diff([point.time for point in points])
     if not len(gaps):
         return math.nan
     return float(gaps[gaps < max(SHORTEST_PAUSE, PAUSE * np.quantile(gaps, 0.95))].sum())

@@ -56,9 +56,9 @@ class Part(NamedTuple):
     number: int | tf.Tensor
     parts: int
 
-    def bit(self, number: int | tf.Tensor, bits: int) -> "Part":
-        """One of the `bits` parts of this part."""
-        return Part(self.number * bits + number, self.parts * bits)
+    def piece(self, number: int | tf.Tensor, pieces: int) -> "Part":
+        """One of as many equal pieces of this part, from 0."""
+        return Part(self.number * pieces + number, self.parts * pieces)
 
     def of(self, batch: tf.Tensor) -> tf.Tensor:
         """The rows of this part: [parts · n, …] → [n, …]."""

@@ -175,7 +175,15 @@ class Learner:
         return steps
 
     def inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
-        """[n, dim_input] of images, or of the numbers of a regression."""
+        """[n, dim_input] of images, or of the numbers of a regression.
+
+        Args:
+            images: see the class.
+            name: of the argument, for the message.
+
+        Raises:
+            UserError: their shape, type or range does not fit.
+        """
         array, (size, channels) = np.asarray(images), self.config.image_shape
         shapes: list[tuple[int, ...]] = [(size, size, channels)] + [(size, size)] * (channels == 1)
         if not self.config.classification:

@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""What the machine has, and what computes on it."""
 
 import os
 import platform
@@ -27,3 +27,11 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes here; TensorFlow is imported for its own."""
+    import numpy as np
+    import tensorflow as tf
+
+    return {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__}

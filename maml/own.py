@@ -136,6 +136,7 @@ def train(
     if flags.get("algorithm") == "anil" and adapt == "all":
         adapt = "head"
     own, config = model_of(model, adapt), Config.from_flags(given)
+    replicas.check_divides(config.meta_batch_size, config.accumulate)
     sources = {"train": tasks, "val": val if val is not None else _splitting(tasks)}
     data = OwnTasks(config, sources)
     learner = OwnMAML(config, own, loss)

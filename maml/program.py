@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from maml import commands
+from maml import __version__, commands
 from maml.config import Config, names_of
 from maml.config.flags import UNSET
 from maml.config.record import expanded
 from maml.devices.cluster import Cluster, agreed, from_environment
-from maml.devices.cluster import versions as cluster_versions
 from maml.errors import UserError
 from maml.files import write_text
+from maml.machine import cores, processor, versions
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def run_training(config: Config, notes: list[str]) -> int:
     from maml.training.memory import check_memory
     from maml.training.runs import lock_run, open_run, run_folder
 
+    replicas.check_divides(config.meta_batch_size, config.accumulate)
     check_memory(config)
     data = DataGenerator(config, ("train", "val") if config.val_tasks else ("train",))
     config = data.config
@@ -378,7 +379,8 @@ def resolved(given: dict[str, Any]) -> dict[str, Any]:
 def facts(given: dict[str, Any]) -> dict[str, str]:
     """What must be the same on all workers of a training: flags, but for folders, and versions."""
     flags_given = {f"--{name}": str(value) for name, value in given.items() if name not in ("logdir", "data_dir")}
-    return flags_given | cluster_versions()
+    with quiet_stderr():
+        return flags_given | versions() | {"maml": __version__}
 
 
 def main(argv: list[str]) -> int:
@@ -434,13 +436,8 @@ def help_lines(full: bool) -> list[str]:
 
 def version_lines() -> list[str]:
     """What --version prints: the versions, and what there is to compute with."""
-    from maml import __version__
-    from maml.machine import cores, processor
-
     with quiet_stderr():
         import tensorflow as tf
-
-        from maml.training.runs import versions
 
         gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     names = {"python": "Python", "tensorflow": "TensorFlow", "numpy": "NumPy"}

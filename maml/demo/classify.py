@@ -1,7 +1,6 @@
 """What the page computes: the probabilities of a drawing before adaptation and after every inner step."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +9,9 @@ from maml.errors import UserError
 from maml.learner import Learner
 
 
-def probabilities(learner: Learner, images: np.ndarray, labels: Sequence[int], query: np.ndarray, steps: int) -> Any:
+def probabilities(
+    learner: Learner, images: np.ndarray, labels: Sequence[int], query: np.ndarray, steps: int
+) -> np.ndarray:
     """Of one query image, before adaptation and after each of `steps` steps, [steps + 1, classes].
 
     Fewer classes than the network has outputs may be drawn: the outputs that no class has are left out of the softmax.
@@ -42,6 +43,6 @@ def probabilities(learner: Learner, images: np.ndarray, labels: Sequence[int], q
 
 
 def curve(learner: Learner, x: Sequence[float], y: Sequence[float], steps: Sequence[int], at: np.ndarray) -> list:
-    """What a sinusoid network that was adapted to points predicts, [len(at)] for each number of steps."""
+    """What a sinusoid network, adapted to points (x, y), predicts at `at`: [len(at)] for each number of steps."""
     points, values = np.array(x)[:, None], np.array(y)[:, None]
     return [learner.adapt(points, values, num_updates=count).predict(at[:, None])[:, 0] for count in steps]

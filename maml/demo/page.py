@@ -24,6 +24,9 @@ STEPS = 5
 PADS = 5
 CURVE_STEPS = (0, 1, 5, 10)
 SHADES = "#0072B2"
+# The picture of the curve in pixels, and its axes.
+WIDTH, HEIGHT, X, Y = 900, 450, (-5.0, 5.0), (-6.0, 6.0)
+LEFT, RIGHT, TOP, BOTTOM = 0.06, 0.98, 0.95, 0.1  # of the axes, in the picture
 
 
 def demo(learner: Learner | None = None, **launch: Any) -> Any:
@@ -159,10 +162,6 @@ def _curve_tab(gr: Any, learners: dict[str, Learner]) -> None:
     again.click(lambda: ([], _picture(learners, [])), None, [points, canvas])
 
 
-WIDTH, HEIGHT, X, Y = 900, 450, (-5.0, 5.0), (-6.0, 6.0)
-LEFT, RIGHT, TOP, BOTTOM = 0.06, 0.98, 0.95, 0.1  # of the axes, in the picture
-
-
 def _place(pixel: Sequence[int]) -> tuple[float, float]:
     """Where a click on the picture is on the axes."""
     across, up = pixel[0] / WIDTH, 1 - pixel[1] / HEIGHT
@@ -172,6 +171,7 @@ def _place(pixel: Sequence[int]) -> tuple[float, float]:
 
 
 def _picture(learners: dict[str, Learner], points: list) -> np.ndarray:
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -184,8 +184,6 @@ def _picture(learners: dict[str, Learner], points: list) -> np.ndarray:
         counts = (CURVE_STEPS if meta else CURVE_STEPS[-1:]) if points else (0,)
         x, y = zip(*points, strict=True) if points else ((0.0,), (0.0,))
         for place, (count, values) in enumerate(zip(counts, curve(learner, x, y, counts, at), strict=True)):
-            from matplotlib import colormaps
-
             shade = colormaps[colours](0.35 + 0.6 * (place + 1) / len(counts))
             axes.plot(
                 at,

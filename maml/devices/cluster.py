@@ -4,7 +4,6 @@ TensorFlow waits for missing workers, too, but with Python locked: no line, no C
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from maml import __version__
 from maml.errors import UserError
 
 JOBS = ("chief", "worker")  # of TF_CONFIG, that train; the first of these is the chief
@@ -43,13 +41,6 @@ class Cluster(NamedTuple):
     def name(self, index: int) -> str:
         """A worker as it is named to the user."""
         return f"worker {index} ({self.addresses[index]})"
-
-
-def versions() -> dict[str, str]:
-    """What computes here; it must be the same on all workers."""
-    return {package: importlib.metadata.version(package) for package in ("tensorflow", "numpy", "keras")} | {
-        "maml": __version__
-    }
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | None:
@@ -165,7 +156,7 @@ def _lead(cluster: Cluster, facts: Mapping[str, str], decide: Callable, listenin
     waiting = _Waiting()
     met: dict[int, tuple[socket.socket | None, dict]] = {0: (None, dict(facts))}
     try:
-        while len(met) < len(cluster.addresses):
+        while len(met := _still_there(met)) < len(cluster.addresses):
             waiting.say([cluster.name(index) for index in range(len(cluster.addresses)) if index not in met])
             with contextlib.suppress(TimeoutError):
                 connection = listening.accept()[0]
@@ -190,6 +181,21 @@ def _lead(cluster: Cluster, facts: Mapping[str, str], decide: Callable, listenin
         for open_connection, _ in met.values():
             if open_connection:
                 open_connection.close()
+
+
+def _still_there(met: dict) -> dict:
+    """The workers that have not gone away while others were waited for."""
+
+    def gone(connection: socket.socket) -> bool:
+        connection.setblocking(False)
+        try:
+            return connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    return {index: each for index, each in met.items() if each[0] is None or not gone(each[0])}
 
 
 def _follow(cluster: Cluster, facts: Mapping[str, str]) -> dict:

@@ -138,6 +138,19 @@ def check_alike(facts: Mapping[str, Any]) -> None:
             raise UserError(f"not all workers have the same {name}: start all of them with the same command and data")
 
 
+def check_divides(tasks: int, accumulate: int = 1) -> None:
+    """Raises UserError if a meta-batch does not divide over the replicas, and what each computes one after another."""
+    parts = count() * accumulate
+    if tasks % parts:
+        below, above = tasks // parts * parts, -(-tasks // parts) * parts
+        near = f"{below} or {above}" if below else str(above)
+        each = f" (times --accumulate={accumulate})" if accumulate > 1 else ""
+        raise UserError(
+            f"--meta_batch_size={tasks} does not divide over {count()} replicas{each}: choose {near}, or another "
+            "number of --devices or workers"
+        )
+
+
 def lost(error: Exception) -> UserError | None:
     """What to say if an error means that another worker is gone; None if it does not."""
     if workers() == 1 or not isinstance(error, LOST):

@@ -5,8 +5,9 @@ import re
 
 import tensorflow as tf
 
-from maml.devices.cluster import Cluster, agreed, from_environment, versions
+from maml.devices.cluster import Cluster, agreed, from_environment
 from maml.errors import UserError
+from maml.machine import versions
 
 NO_PROXY = "no_grpc_proxy"  # hosts that gRPC reaches without one
 
@@ -40,21 +41,6 @@ def strategy(devices: str = "", cluster: Cluster | None = None) -> tf.distribute
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     names = [device.name for device in tf.config.list_logical_devices(kind)]
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
-
-
-def check_divides(tasks: int, parts: int) -> None:
-    """Raises UserError if a meta-batch does not divide over the replicas, and what each computes one after another.
-
-    Args:
-        parts: replicas times `--accumulate`.
-    """
-    if tasks % parts:
-        below, above = tasks // parts * parts, -(-tasks // parts) * parts
-        near = f"{below} or {above}" if below else str(above)
-        raise UserError(
-            f"--meta_batch_size={tasks} does not divide over {parts} replicas (times --accumulate): choose {near}, or "
-            "another number of --devices or workers"
-        )
 
 
 def _choose(asked: str) -> str:

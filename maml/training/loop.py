@@ -16,7 +16,6 @@ from maml.algorithms.protocol import Algorithm
 from maml.config import Config, names_of
 from maml.data_generator import TaskSource
 from maml.devices import replicas
-from maml.devices.start import check_divides
 from maml.errors import UserError
 from maml.models.protocol import Weights
 from maml.training import checkpoints
@@ -99,7 +98,6 @@ def train(
         on_save: called with the iteration after each checkpoint.
     """
     begin = time.perf_counter()
-    check_divides(config.meta_batch_size, replicas.count() * config.accumulate)
     run = _Training(config, model, data, folder, compiled or Compiled.of(config, model, data), on_save)
     with _Interrupt() as interrupt, run.opened():
         while run.iteration < config.total_iterations and not replicas.any_of(interrupt.heard):

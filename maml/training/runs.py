@@ -6,7 +6,6 @@
 import contextlib
 import datetime
 import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from maml.config.checks import check
 from maml.config.record import expanded
 from maml.errors import UserError
 from maml.files import locked, make_folder, read_json, write_json
+from maml.machine import versions
 
 RUN_FILE = "run.json"
 REPLACED = ".replaced-"
@@ -118,6 +118,12 @@ def load_config(folder: Path) -> Config:
     return Config.from_dict(values, str(record))
 
 
+def run_folders(root: Path) -> list[Path]:
+    """The folders of runs that are this folder, in it, or in its folders; those that were moved aside are left out."""
+    records = [path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE)]
+    return [path.parent for path in records if REPLACED not in path.parent.name]
+
+
 def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     """The run that a test with these given flags means, and the test's setting.
 
@@ -139,9 +145,7 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
         name: value for name, value in wanted.items() if name not in OVERRIDDEN or given.get(f"train_{name}", -1) != -1
     }
     ways = loose.pop("num_classes", None)
-    records = [path for depth in ("", "*/", "*/*/") for path in root.glob(depth + RUN_FILE)]
-    folders = [path.parent for path in records if REPLACED not in path.parent.name]
-    runs = [(folder, load_config(folder)) for folder in sorted(folders, key=_last_trained, reverse=True)]
+    runs = [(folder, load_config(folder)) for folder in sorted(run_folders(root), key=_last_trained, reverse=True)]
     inherited = names_of("network", "training", "watch")
     for choice in (wanted, loose):
         for folder, config in runs:
@@ -169,14 +173,6 @@ def check_data_dir(config: Config, folder: Path) -> None:
             f"{config.data_dir}: no such folder; that is --data_dir, or where {folder / RUN_FILE} has its images: "
             "name with --data_dir where they are now"
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a run."""
-    import numpy as np
-    import tensorflow as tf
-
-    return {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__}
 
 
 def _schedules(config: Config) -> bool:

@@ -9,10 +9,11 @@ Training and validation write the same tags, so TensorBoard draws both curves in
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
@@ -22,6 +23,29 @@ from maml.models.protocol import Weights
 
 # What training minimises (or its accuracy): the value after as many steps as training takes.
 CURVE = "{name}/Post-update"
+
+
+class Point(NamedTuple):
+    """A point of a curve: when it was written in seconds since 1970, and its value."""
+
+    iteration: int
+    time: float
+    value: float
+
+
+def read_curve(folder: Path, tag: str) -> list[Point]:
+    """The curve of a tag in a folder of event files, by iteration; [] if there is none.
+
+    What a training that went on from an older checkpoint did again counts once.
+    """
+    if not folder.is_dir():
+        return []
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    if tag not in events.Tags()["tensors"]:
+        return []
+    found = {e.step: Point(e.step, e.wall_time, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)}
+    return [found[iteration] for iteration in sorted(found)]
 
 
 class SummaryWriter:

@@ -1,12 +1,13 @@
 """The iterations of a training, many to a compiled call: episodes, update, and what the summaries measure."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
-from maml.data_generator import WHOLE, Episodes, Part, TaskSource
+from maml.data_generator import Episodes, Part, TaskSource
 from maml.devices import replicas
 from maml.models.protocol import Weights
 from maml.training.diagnosis import all_finite
@@ -77,34 +78,40 @@ def batch_gradient(
     """
     if drawn:
         return model.gradient(weights, drawn, iteration)
+    of_part = compiled_alone(model, partial(part_gradient, model, data))
+    return replicas.mean(lambda part: of_part(weights, iteration, part))
+
+
+def compiled_alone(model: Algorithm, compute: Callable[[Weights, tf.Tensor, Part], Any]) -> Callable[..., Any]:
+    """What a replica computes of its part, compiled by itself if the loop around it cannot be; see `make_update`."""
     if replicas.count() == 1:
-        return part_gradient(model, data, weights, iteration, WHOLE)
+        return compute
 
     @tf.function(jit_compile=model.compiled, autograph=False)
-    def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, Weights]:
-        return part_gradient(model, data, weights, iteration, Part(number, replicas.count()))
+    def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> Any:
+        return compute(weights, iteration, Part(number, replicas.count()))
 
-    return replicas.mean(lambda part: of_part(weights, iteration, part.number))
+    return lambda weights, iteration, part: of_part(weights, iteration, part.number)
 
 
 def part_gradient(
     model: Algorithm, data: TaskSource, weights: Weights, iteration: tf.Tensor, part: Part
 ) -> tuple[tf.Tensor, Weights]:
-    """The mean loss of a part of an iteration's batch, [], and its gradient; with `--accumulate` bit by bit."""
-    tasks, bits = model.config.meta_batch_size, model.config.accumulate
+    """The mean loss of a part of an iteration's batch, [], and its gradient; with `--accumulate` piece by piece."""
+    tasks, pieces = model.config.meta_batch_size, model.config.accumulate
 
     def of(part: Part) -> tuple[tf.Tensor, Weights]:
         return model.of_part(part).gradient(weights, data.episodes("train", iteration, tasks, part), iteration)
 
-    if bits == 1:
+    if pieces == 1:
         return of(part)
 
-    def body(bit: tf.Tensor, sums: Any) -> tuple:
-        return bit + 1, tf.nest.map_structure(tf.add, sums, of(part.bit(bit, bits)))
+    def body(piece: tf.Tensor, sums: Any) -> tuple:
+        return piece + 1, tf.nest.map_structure(tf.add, sums, of(part.piece(piece, pieces)))
 
     nothing = (tf.zeros([], model.config.dtype), tf.nest.map_structure(tf.zeros_like, weights))
-    sums = tf.while_loop(lambda bit, _: bit < bits, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
-    return tf.nest.map_structure(lambda total: total / bits, sums)
+    sums = tf.while_loop(lambda piece, _: piece < pieces, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
+    return tf.nest.map_structure(lambda total: total / pieces, sums)
 
 
 class _Loop:
@@ -176,29 +183,26 @@ class _Loop:
         """What `evaluate` measures on the episodes of an iteration, [meta_batch_size, columns] each."""
         if drawn:
             return self.model.evaluate(weights, drawn, self.config.evaluation_updates)
-        if replicas.count() == 1:
-            return self.part_measured(weights, iteration, WHOLE)
-
-        @tf.function(jit_compile=self.model.compiled, autograph=False)
-        def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.part_measured(weights, iteration, Part(number, replicas.count()))
-
-        return replicas.together(lambda part: of_part(weights, iteration, part.number))
+        of_part = compiled_alone(self.model, self.part_measured)
+        return replicas.together(lambda part: of_part(weights, iteration, part))
 
     def part_measured(self, weights: Weights, iteration: tf.Tensor, part: Part) -> dict[str, tf.Tensor]:
-        """The same of a part of the episodes; with `--accumulate` bit by bit."""
-        config, steps, bits = self.config, self.config.evaluation_updates, self.config.accumulate
+        """The same of a part of the episodes; with `--accumulate` piece by piece."""
+        config, steps, pieces = self.config, self.config.evaluation_updates, self.config.accumulate
 
         def of(part: Part) -> dict[str, tf.Tensor]:
             episodes = self.data.episodes("train", iteration, config.meta_batch_size, part)
             return self.model.evaluate(weights, episodes, steps)
 
-        if bits == 1:
+        if pieces == 1:
             return of(part)
         shape = [config.meta_batch_size // part.parts, len(self.model.columns(steps))]
-        like = {name: tf.TensorSpec([shape[0] // bits, shape[1]], config.dtype) for name in self.no_measures()}
+        like = {name: tf.TensorSpec([shape[0] // pieces, shape[1]], config.dtype) for name in self.no_measures()}
         each = tf.map_fn(
-            lambda bit: of(part.bit(bit, bits)), tf.range(bits), fn_output_signature=like, parallel_iterations=1
+            lambda piece: of(part.piece(piece, pieces)),
+            tf.range(pieces),
+            fn_output_signature=like,
+            parallel_iterations=1,
         )
         return {name: tf.reshape(values, shape) for name, values in each.items()}
 

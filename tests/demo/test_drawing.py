@@ -35,13 +35,12 @@ def test_the_same_shape_becomes_nearly_the_same_picture(picture):
     assert max(np.ptp(rows), np.ptp(columns)) == pytest.approx(LARGEST / CANVAS * SIZE, abs=3)
 
 
-@pytest.mark.parametrize("width", [1, 3, 9, 20])
-@pytest.mark.parametrize("side", [60, 100, 220, 700])
-def test_no_line_is_lost_however_thin(width, side):
+@pytest.mark.parametrize(
+    ("side", "width"), [(60, 1), (60, 3), (100, 5), (220, 1), (220, 9), (220, 20), (700, 1), (700, 20)]
+)
+def test_no_line_is_lost_however_thin(side, width):
     image = Image.new("RGB", (side, side), "white")
     low, high = 0.2 * side, 0.8 * side
-    if width > side / 8:
-        return
     ImageDraw.Draw(image).rectangle((low, low, high, high), outline="black", width=width)
     found = as_character(image) > 0
     for line in (found.any(0), found.any(1)):

@@ -141,6 +141,28 @@ def test_who_is_missing_is_said_and_a_stranger_does_not_count(monkeypatch, capsy
     assert f"for worker 1 ({addresses[1]})" in capsys.readouterr().err
 
 
+def test_a_worker_that_went_away_while_others_were_waited_for_is_missing_again():
+    """Or TensorFlow would wait for it in silence."""
+    addresses, outcomes = tuple(f"127.0.0.1:{port}" for port in free_ports(3)), []
+    chief = threading.Thread(target=lambda: outcomes.append(agreed(Cluster(addresses, 0), {}, dict)))
+    chief.start()
+    host, port = addresses[0].split(":")
+    first = None
+    while first is None:
+        with contextlib.suppress(ConnectionRefusedError):
+            first = socket.create_connection((host, int(port)), 5)
+    hello = {"greeting": cluster.GREETING, "index": 1, "facts": {}}
+    first.sendall(json.dumps(hello).encode() + b"\n")
+    first.close()
+    second = threading.Thread(target=lambda: outcomes.append(agreed(Cluster(addresses, 2), {}, dict)))
+    second.start()
+    chief.join(3)
+    assert chief.is_alive() and second.is_alive() and not outcomes
+    agreed(Cluster(addresses, 1), {}, dict)
+    chief.join(10), second.join(10)
+    assert outcomes == [{}, {}]
+
+
 def test_a_port_that_is_taken_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

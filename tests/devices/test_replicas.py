@@ -8,7 +8,9 @@ import sys
 import pytest
 import tensorflow as tf
 
-from maml.devices.start import check_divides, strategy
+from maml.devices import replicas
+from maml.devices.replicas import check_divides
+from maml.devices.start import strategy
 from maml.errors import UserError
 from tests.command_line import ROOT, run_here
 from tests.devices.divided import CASES
@@ -33,12 +35,15 @@ def test_replicas_change_no_more_than_rounding(name, differences):
         assert difference <= (1e-9 if "sinusoid" in name else 1e-12)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_way_out():
-    check_divides(6, 3)
-    with pytest.raises(UserError, match=r"--meta_batch_size=25 does not divide over 4 .* choose 24 or 28"):
-        check_divides(25, 4)
+def test_a_batch_that_does_not_divide_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(replicas, "count", lambda: 2)
+    check_divides(6)
+    with pytest.raises(UserError, match=r"--meta_batch_size=25 does not divide over 2 replicas: choose 24 or 26"):
+        check_divides(25)
+    with pytest.raises(UserError, match=r"over 2 replicas \(times --accumulate=3\): choose 24 or 30"):
+        check_divides(25, 3)
     with pytest.raises(UserError, match=r"--meta_batch_size=1 does not divide over 2 .* choose 2, or another"):
-        check_divides(1, 2)
+        check_divides(1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import maml
 from maml import comparison
 from maml.errors import UserError
+from maml.training.summaries import Point
 from tests.command_line import run_here
 
 FLAGS = ("--norm=None", "--meta_batch_size=2", "--metatrain_iterations=20", "--val_tasks=0", "--test_num_updates=1")
@@ -60,8 +61,7 @@ def test_what_is_not_the_same_task_is_refused(logs, capsys, monkeypatch):
 
 
 def test_the_command_prints_the_table_and_draws_curves(logs, tmp_path, capsys, monkeypatch):
-    points = {"train": [(step, 10.0 * step, 1.0) for step in range(5)], "val": [(5, 0.0, 3.0), (10, 1.0, 2.0)]}
-    monkeypatch.setattr(comparison, "_points", lambda folder: points)
+    monkeypatch.setattr(comparison, "read_curve", lambda folder, tag: [Point(5, 0.0, 3.0), Point(10, 1.0, 2.0)])
     picture = tmp_path / "curves.png"
     monkeypatch.setattr("sys.argv", ["compare", str(logs / "a"), str(logs / "b"), "--tasks=4", f"--figure={picture}"])
     assert comparison.main() == 0
@@ -69,6 +69,6 @@ def test_the_command_prints_the_table_and_draws_curves(logs, tmp_path, capsys, m
 
 
 def test_pauses_are_no_training_time():
-    points = [(step, float(step), 0.0) for step in range(100)] + [(100, 5000.0, 0.0), (101, 5001.0, 0.0)]
+    points = [Point(step, step + 4900.0 * (step > 99), 0.0) for step in range(102)]
     assert comparison._seconds(points) == 100
     assert math.isnan(comparison._seconds([]))
