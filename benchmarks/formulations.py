@@ -35,7 +35,14 @@ FAMILY: dict[str, dict[str, Any]] = {
     "the last three, MAML++": {"learn_rates": "step", "multi_step_loss_num_epochs": 10, "per_step_bn": True},
 }
 JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
-PEERS = {JAX_VMAP: "jax", JAX_MAP: "jax", TORCH_VMAP: "torch", TORCH_LOOP: "torch"}  # and the package of each
+KERAS = "Keras"
+PEERS = {
+    KERAS: "keras",
+    JAX_VMAP: "jax",
+    JAX_MAP: "jax",
+    TORCH_VMAP: "torch",
+    TORCH_LOOP: "torch",
+}  # and the package of each
 
 UPDATES_IN_A_LOOP = 1000  # between two printed lines, as training runs the fully connected networks
 
@@ -56,6 +63,8 @@ def build(name: str, config: Config, data: DataGenerator) -> Formulation:
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     if name in (PLAIN, PLAIN_SMALL, WHOLE):
         return _official(config, data, every_step=name == WHOLE)
+    if name == KERAS:
+        return _keras(config, data)
     if name in PEERS:
         return _peer(name, config, data)
     model = algorithms.build(config.replace(**(OPTIONS | FAMILY)[name]))
@@ -86,6 +95,15 @@ def _official(config: Config, data: DataGenerator, every_step: bool) -> Formulat
         return float(losses[config.num_updates - 1] if every_step else losses)
 
     return Formulation(run, 1 if config.classification else 5)
+
+
+def _keras(config: Config, data: DataGenerator) -> Formulation:
+    """The network written in Keras, by our own learner of any model."""
+    from benchmarks.peer_keras import learner_of
+
+    network = Network.from_config(config)
+    learner = learner_of(config, network, network.init(config.seed))
+    return _one_a_call(learner, data) if config.classification else _in_a_loop(learner, data)
 
 
 def _peer(name: str, config: Config, data: DataGenerator) -> Formulation:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.formulations import JAX_MAP, JAX_VMAP, OURS, PEERS, TORCH_LOOP, TORCH_VMAP, UPDATES_IN_A_LOOP
+from benchmarks.formulations import JAX_MAP, JAX_VMAP, KERAS, OURS, PEERS, TORCH_LOOP, TORCH_VMAP, UPDATES_IN_A_LOOP
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting
 from benchmarks.speed import AGREEMENT, RESULTS, agree, spread
@@ -26,6 +26,7 @@ from benchmarks.worker import Worker
 SECONDS = 20  # of repetitions of a setting, after which they end
 TITLES = {
     OURS: "ours",
+    KERAS: "ours, the network written in Keras",
     JAX_VMAP: "JAX, `vmap`",
     JAX_MAP: "JAX, `lax.map`",
     TORCH_VMAP: "PyTorch, `vmap`",
@@ -39,6 +40,7 @@ EXPLANATION = """\
 - All start with the same weights and episodes, and each gave our meta-loss in this run, to {agreement:g}. Omniglot's
   inner rate is a tenth of the paper's and miniImageNet's 0.0005, images are noise: the cost is the same, and float32's
   rounding, which the paper's rates can grow to a thousandth of the loss, stays small.
+- *Keras*: the network as anyone would write it (`benchmarks/peer_keras.py`), in `maml.own`, as `maml.train` has it.
 - *JAX*: `jax.grad` of a task, under `jax.vmap` or one task after the other in `lax.map`; the whole update is under
   `jax.jit`. *PyTorch*: `torch.func.grad` under `torch.func.vmap`, or a loop over the tasks with `torch.autograd.grad`;
   its own batch-norm and Adam (fused). `benchmarks/peer_jax.py`, `benchmarks/peer_torch.py`.

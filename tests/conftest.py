@@ -21,6 +21,16 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(Network, "compiled", False)
 
 
+@pytest.fixture
+def eagerly():
+    """No function is traced, in this process: that takes longer than a few calls of a tiny one."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(autouse=True)
 def interpreted_in_some_files(request):
     if request.path.stem in INTERPRETED:

@@ -153,7 +153,7 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
 WORKERS_FLAGS = ("--algorithm=protonet", "--datasource=folder", "--data_dir=../data", "--image_size=20", "--channels=1")
 WORKERS_FLAGS += ("--num_classes=3", "--train_num_classes=3", "--update_batch_size=1", "--query_size=1")
 WORKERS_FLAGS += ("--num_filters=2", "--meta_batch_size=4", "--val_tasks=0", "--logdir=runs", "--deterministic")
-WORKERS_FLAGS += ("--metatrain_iterations=1500", "--save_interval=20")
+WORKERS_FLAGS += ("--metatrain_iterations=600", "--save_interval=20")
 ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from maml.errors import UserError
+from maml.models.keras_layers import exact_moments, layers_of, pooled_first, pools_behind_batch_norm, refuse_inexact
 from maml.models.protocol import Model, Weights
 
 # Layers whose outputs differ by chance in training, and what says how much.
@@ -43,6 +44,7 @@ class KerasModel(Model):
         last = self.names[-1].rpartition("/")[0]
         self.head = frozenset(name for name in self.names if name.rpartition("/")[0] == last)
         self.adapted = chosen(adapt, self.names, self.head)
+        self.pools = pools_behind_batch_norm(model)
 
     def init(self, seed: int) -> Weights:
         """The model's own weights, whatever the seed."""
@@ -58,7 +60,7 @@ class KerasModel(Model):
             seed if _is_seed(variable) else tf.convert_to_tensor(variable.value)
             for variable in self.keras.non_trainable_variables
         ]
-        with exact_moments():
+        with exact_moments(), pooled_first(self.pools):
             outputs, _ = self.keras.stateless_call([weights[name] for name in self.names], other, inputs, training=True)
         return outputs
 
@@ -141,56 +143,6 @@ def weight_names(paths: list[str]) -> list[str]:
             renamed.append(counted[prefix])
         names.append("/".join([*renamed, parts[-1]]))
     return names
-
-
-def layers_of(model: Any) -> list[Any]:
-    """All layers, those within layers, too."""
-    return list(model._flatten_layers(include_self=False))
-
-
-def refuse_inexact(model: Any) -> None:
-    """Refuses layers that have no exact second derivative, and warns of those that stop a gradient by design.
-
-    Raises:
-        UserError: one is behind a layer with weights, so that the inner gradient goes through it.
-    """
-    behind = False
-    for layer in layers_of(model):
-        kind = type(layer).__name__
-        interpolated = kind.startswith("UpSampling2D") and layer.interpolation != "nearest"
-        if behind and (interpolated or kind == "Resizing"):
-            raise UserError(
-                f"layer {layer.name} ({kind}) has no exact second derivative: put it before the first layer with "
-                "weights, or use UpSampling2D with interpolation='nearest'"
-            )
-        if kind == "SpectralNormalization" or getattr(layer, "renorm", False):
-            print(f"warning: layer {layer.name} ({kind}) stops a gradient by design: first order through it")
-        if hasattr(layer, "use_cudnn"):
-            layer.use_cudnn = False  # cuDNN's recurrent kernels have no second derivative
-        if getattr(layer, "activity_regularizer", None) or any(
-            getattr(variable, "regularizer", None) for variable in getattr(layer, "_trainable_variables", [])
-        ):
-            raise UserError(f"layer {layer.name} has a regularizer, which no loss here counts: add it to your loss")
-        behind = behind or bool(layer.trainable_variables and not hasattr(layer, "layers"))
-
-
-@contextlib.contextmanager
-def exact_moments() -> Iterator[None]:
-    """Batch-norm and group-norm by plain means: tf.nn.moments, which Keras uses, stops a gradient in the variance."""
-    from keras.src.backend.tensorflow import nn
-
-    before = nn._compute_moments
-
-    def plain(x: tf.Tensor, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        mean = tf.reduce_mean(x, axes, keepdims=True)
-        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-        return (mean if keepdims else tf.squeeze(mean, axes)), variance
-
-    nn._compute_moments = plain
-    try:
-        yield
-    finally:
-        nn._compute_moments = before
 
 
 def _is_seed(variable: Any) -> bool:

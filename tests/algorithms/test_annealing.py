@@ -167,6 +167,7 @@ def tricky(network: str, **flags) -> MAML:
     return kind(config, dataclasses.replace(plain.model, scale=config.per_step_bn))
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize(
     ("network", "flags"),
     [
@@ -231,6 +232,7 @@ def test_rows_without_batch_norm_are_refused(flags):
         Config.from_flags(flags | {"per_step_bn": True})
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_every_trick_can_be_checked_by_the_user(capsys):
     flags = ("--num_updates=2", "--meta_batch_size=2", "--learn_rates=step", "--per_step_bn", "--pretrain_iterations=5")
     flags += ("--multi_step_loss_num_epochs=3", "--first_order_to_second_order_epoch=5", "--total_epochs=4")

@@ -19,6 +19,7 @@ def report(network, norm, **settings):
     return check_gradients(model, tiny_weights(model, 1), tiny_episodes(model, 2))
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize(("network", "norm"), CASES)
 def test_exact_models(network, norm):
     found = report(network, norm, num_updates=2)
@@ -29,6 +30,7 @@ def test_exact_models(network, norm):
     assert "is exact" in found.lines()[-1]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_first_order_is_not_exact_and_says_that_it_was_asked_for():
     found = report("fc", "batch_norm", stop_grad=True)
     assert not found.exact
@@ -36,6 +38,7 @@ def test_first_order_is_not_exact_and_says_that_it_was_asked_for():
     assert max(found.errors) == found.first_order_error
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_moments_that_stop_a_gradient_are_found(monkeypatch):
     """tf.nn.moments: right first derivatives, wrong second ones."""
 

@@ -14,6 +14,7 @@ from maml import algorithms
 from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.models.keras_model import KerasModel
+from maml.models.official import Network
 from maml.own import OwnMAML
 from maml.tasks.own import OwnTasks
 from maml.training.evaluation import Evaluator
@@ -38,6 +39,7 @@ CASES = {
     "keras": {"datasource": "own", "loss": "mse", "norm": "None", "meta_batch_size": 4, "dtype": "float64"},
 }
 TRACED = "maml, sinusoid"  # the others run eagerly: tracing takes longer
+Network.compiled = False  # type: ignore[method-assign]  # XLA would take longer than the updates
 UPDATES = {TRACED: 200}
 
 

@@ -67,6 +67,13 @@ LAYERS = {
     "gru": (SERIES, lambda: L.GRU(3)),
     "bidirectional": (SERIES, lambda: L.Bidirectional(L.LSTM(2))),
     "time-distributed": (SERIES, lambda: L.TimeDistributed(L.Dense(3)), L.Flatten),
+    "masking": (SERIES, lambda: L.Masking(0.5), lambda: L.LSTM(3)),
+    "convolutional lstm": ((3, 4, 4, 1), lambda: L.ConvLSTM2D(2, 2), L.Flatten),
+    "instance-norm": (IMAGE, lambda: L.Conv2D(4, 3), lambda: L.GroupNormalization(-1), L.Flatten),
+    "pooling 1d": (SERIES, lambda: L.Conv1D(3, 2), lambda: L.AveragePooling1D(2), L.GlobalAveragePooling1D),
+    "strided transposed 1d": (SERIES, lambda: L.Conv1DTranspose(2, 3, strides=2), L.Flatten),
+    "frozen batch-norm": (IMAGE, lambda: L.Conv2D(3, 3), lambda: L.BatchNormalization(trainable=False), L.Flatten),
+    "pooled batch-norm": (IMAGE, lambda: L.Conv2D(3, 3), L.BatchNormalization, L.ReLU, L.MaxPooling2D, L.Flatten),
     "einsum": (SERIES, lambda: L.EinsumDense("abc,cd->abd", (5, 4)), L.Flatten),
     "dropout": ((4,), lambda: L.Dense(8, "tanh"), lambda: L.Dropout(0.5)),
 }
@@ -76,6 +83,22 @@ LOSSES = {
     "huber": lambda outputs, y: tf.reduce_mean(keras.losses.huber(y, outputs)),
     "log-cosh": lambda outputs, y: tf.reduce_mean(keras.losses.log_cosh(y, outputs)),
     "poisson": lambda outputs, y: tf.reduce_mean(keras.losses.poisson(y, tf.nn.softplus(outputs))),
+    "cross-entropy": lambda outputs, y: tf.reduce_mean(
+        keras.losses.categorical_crossentropy(tf.nn.softmax(y), outputs, from_logits=True)
+    ),
+    "sparse cross-entropy": lambda outputs, y: tf.reduce_mean(
+        keras.losses.sparse_categorical_crossentropy(tf.argmax(y, -1), outputs, from_logits=True)
+    ),
+    "binary cross-entropy": lambda outputs, y: tf.reduce_mean(
+        keras.losses.binary_crossentropy(tf.nn.sigmoid(y), outputs, from_logits=True)
+    ),
+    "focal": lambda outputs, y: tf.reduce_mean(
+        keras.losses.binary_focal_crossentropy(tf.cast(y > 0, y.dtype), outputs, from_logits=True)
+    ),
+    "divergence": lambda outputs, y: tf.reduce_mean(
+        keras.losses.kl_divergence(tf.nn.softmax(y), tf.nn.softmax(outputs))
+    ),
+    "cosine": lambda outputs, y: tf.reduce_mean(keras.losses.cosine_similarity(y, outputs)),
 }
 
 
@@ -91,6 +114,7 @@ def report_of(net: keras.Model, shape, loss="mse", **flags):
     return check_gradients(learner, weights, Episodes(*map(tf.constant, parts)), directions=2)
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_exact(name):
     shape, *layers = LAYERS[name]
@@ -98,6 +122,7 @@ def test_layers_are_exact(name):
     assert report.exact, report.lines()
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("name", ["embedding", "attention"])
 def test_layers_of_tokens_are_exact(name):
     tokens = keras.Input((4,), dtype="int32")
@@ -115,6 +140,7 @@ def test_layers_of_tokens_are_exact(name):
     assert report.exact, report.lines()
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_exact(name):
     report = report_of(model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2)), (4,), LOSSES[name])
@@ -152,12 +178,14 @@ def test_an_algorithm_that_is_no_member_of_the_family_is_refused(tmp_path):
         )
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("learn_rates", ["weight", "step"])
 def test_learned_rates_are_exact(learn_rates):
     net = model(lambda: L.Dense(6, "tanh"), lambda: L.Dense(2))
     assert report_of(net, (4,), learn_rates=learn_rates).exact
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_batch_norm_as_keras_has_it_is_not_exact(monkeypatch):
     """The test above could fail."""
     import contextlib

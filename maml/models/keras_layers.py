@@ -1,0 +1,120 @@
+"""What Keras layers need to be exact to second order, and fast."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from maml.errors import UserError
+from maml.kernels.batch_norm import batch_norm_pool
+
+# Activations that keep the order of what they are given, so that the largest entry stays the largest.
+INCREASING = {"linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "sigmoid", "tanh", "softplus", "softsign"}
+
+
+def layers_of(model: Any) -> list[Any]:
+    """All layers, those within layers, too."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def refuse_inexact(model: Any) -> None:
+    """Refuses layers that have no exact second derivative, and warns of those that stop a gradient by design.
+
+    Raises:
+        UserError: one is behind a layer with weights, so that the inner gradient goes through it.
+    """
+    behind = False
+    for layer in layers_of(model):
+        kind = type(layer).__name__
+        interpolated = kind.startswith("UpSampling2D") and layer.interpolation != "nearest"
+        if behind and (interpolated or kind == "Resizing"):
+            raise UserError(
+                f"layer {layer.name} ({kind}) has no exact second derivative: put it before the first layer with "
+                "weights, or use UpSampling2D with interpolation='nearest'"
+            )
+        if kind == "SpectralNormalization" or getattr(layer, "renorm", False):
+            print(f"warning: layer {layer.name} ({kind}) stops a gradient by design: first order through it")
+        if hasattr(layer, "use_cudnn"):
+            layer.use_cudnn = False  # cuDNN's recurrent kernels have no second derivative
+        if getattr(layer, "activity_regularizer", None) or any(
+            getattr(variable, "regularizer", None) for variable in getattr(layer, "_trainable_variables", [])
+        ):
+            raise UserError(f"layer {layer.name} has a regularizer, which no loss here counts: add it to your loss")
+        behind = behind or bool(layer.trainable_variables and not hasattr(layer, "layers"))
+
+
+@contextlib.contextmanager
+def exact_moments() -> Iterator[None]:
+    """Batch-norm and group-norm by plain means: tf.nn.moments, which Keras uses, stops a gradient in the variance."""
+    from keras.src.backend.tensorflow import nn
+
+    before = nn._compute_moments
+
+    def plain(x: tf.Tensor, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
+        return (mean if keepdims else tf.squeeze(mean, axes)), variance
+
+    nn._compute_moments = plain
+    try:
+        yield
+    finally:
+        nn._compute_moments = before
+
+
+def pools_behind_batch_norm(model: Any) -> dict[Any, Any]:
+    """{batch-norm: the 2×2 max pooling behind it}, where nothing stands between but activations that keep the order.
+
+    Pooling may then come first, which `batch_norm_pool` does in one with the normalization.
+    """
+    found = {}
+    for layer in layers_of(model):
+        if type(layer).__name__ != "BatchNormalization" or layer.axis not in (-1, 3) or layer.renorm:
+            continue
+        behind = _only_layer_behind(layer)
+        while behind is not None and _keeps_order(behind):
+            behind = _only_layer_behind(behind)
+        if behind is not None and _pools_by_two(behind) and layer.trainable:
+            found[layer] = behind
+    return found
+
+
+@contextlib.contextmanager
+def pooled_first(pools: dict[Any, Any]) -> Iterator[None]:
+    """While a model is traced: each batch-norm pools, and the pooling behind it passes on what it is given."""
+    for norm, pool in pools.items():
+        object.__setattr__(norm, "call", lambda inputs, *_, norm=norm, **__: _pooled_batch_norm(norm, inputs))
+        object.__setattr__(pool, "call", lambda inputs: inputs)
+    try:
+        yield
+    finally:
+        for layer in (*pools, *pools.values()):
+            object.__delattr__(layer, "call")
+
+
+def _pooled_batch_norm(norm: Any, inputs: tf.Tensor) -> tf.Tensor:
+    scale, shift = (
+        None if variable is None else tf.convert_to_tensor(variable) for variable in (norm.gamma, norm.beta)
+    )
+    pooled = batch_norm_pool(inputs, norm.epsilon, scale)
+    pooled = pooled if scale is None else pooled * scale
+    return pooled if shift is None else pooled + shift
+
+
+def _only_layer_behind(layer: Any) -> Any:
+    nodes = layer._outbound_nodes
+    return nodes[0].operation if len(nodes) == len(layer._inbound_nodes) == 1 else None
+
+
+def _keeps_order(layer: Any) -> bool:
+    kind = type(layer).__name__
+    if kind in ("ReLU", "LeakyReLU"):
+        return layer.negative_slope >= 0 and not getattr(layer, "threshold", 0)
+    return kind == "Activation" and getattr(layer.activation, "__name__", "") in INCREASING
+
+
+def _pools_by_two(layer: Any) -> bool:
+    if type(layer).__name__ != "MaxPooling2D" or layer.padding != "valid":
+        return False
+    return tuple(layer.pool_size) == tuple(layer.strides) == (2, 2) and layer.data_format == "channels_last"

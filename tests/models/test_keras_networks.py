@@ -1,0 +1,131 @@
+"""The official networks, written in Keras: the official graph's meta-gradients, and pooling by our kernel."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks.peer_keras import keras_network, learner_of, official_order
+from maml.models.keras_layers import pools_behind_batch_norm
+from maml.models.keras_model import KerasModel
+from tests.core.test_golden import FILES, TOLERANCE, load
+from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
+
+L = keras.layers
+
+
+def in_official_names(learner, names, gradient):
+    return {official: gradient[ours] for ours, official in zip(learner.model.names, names, strict=True)}
+
+
+def shaped_like(expected, found):
+    return {name: tf.reshape(found[name], value.shape) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_official_meta_gradient(path):
+    golden = load(path, "float64")
+    network = golden.model.model
+    if network.norm == "layer_norm" and network.kind == "conv":
+        pytest.skip("Keras' layer-norm over a whole image has a scale for every pixel, the official one for a channel")
+    learner = learner_of(golden.model.config, network, golden.weights)
+    weights = learner.init_state().weights
+    loss, gradient = tf.function(learner.meta_gradient, autograph=False)(weights, golden.episodes, 0)
+    np.testing.assert_allclose(loss, golden.numbers["train_losses"][0], rtol=TOLERANCE)
+    expected = golden.official("meta_grad/")
+    found = shaped_like(expected, in_official_names(learner, official_order(network), gradient))
+    idle = {f"b{i}" for i in range(1, network.layers)} if network.norm == "batch_norm" else set()
+    assert relative_error(found, expected, [name for name in expected if name not in idle]) < golden.tolerance
+
+
+def sequence(*layers, inputs=(9, 9, 2)):
+    with_input = [keras.Input(inputs, dtype="float64"), *(make(dtype="float64") for make in layers)]
+    return keras.Sequential(with_input)
+
+
+def of(kind, *given, **flags):
+    return lambda dtype: kind(*given, dtype=dtype, **flags)
+
+
+CONV, NORM, POOL = of(L.Conv2D, 3, 3, padding="same"), of(L.BatchNormalization), of(L.MaxPooling2D)
+ROUTED = {
+    "ReLU": (CONV, NORM, of(L.ReLU), POOL),
+    "nothing between": (CONV, NORM, POOL),
+    "leaky": (CONV, NORM, of(L.LeakyReLU, 0.1), POOL),
+    "activation": (CONV, of(L.BatchNormalization, scale=False), of(L.Activation, "elu"), POOL),
+    "no shift": (CONV, of(L.BatchNormalization, center=False), of(L.Activation, "tanh"), POOL),
+}
+NOT_ROUTED = {
+    "not increasing": (CONV, NORM, of(L.Activation, "gelu"), POOL),
+    "a jump": (CONV, NORM, of(L.ReLU, threshold=0.2), POOL),
+    "overlapping": (CONV, NORM, of(L.ReLU), of(L.MaxPooling2D, 3, 2)),
+    "padded": (CONV, NORM, of(L.ReLU), of(L.MaxPooling2D, padding="same")),
+    "average": (CONV, NORM, of(L.ReLU), of(L.AveragePooling2D, 2)),
+    "another axis": (CONV, of(L.BatchNormalization, axis=1), of(L.ReLU), POOL),
+    "frozen": (CONV, of(L.BatchNormalization, trainable=False), of(L.ReLU), POOL),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_pooling_behind_batch_norm_is_the_kernels(name):
+    """With scales of both signs, the same outputs and second derivatives as Keras' own layers give."""
+    network = KerasModel(sequence(*ROUTED[name], of(L.Flatten), of(L.Dense, 2)), dtype="float64")
+    assert len(network.pools) == 1
+    weights = {
+        key: value + tf.random.stateless_normal(value.shape, [3, 4], dtype="float64")
+        for key, value in network.init(0).items()
+    }
+    x = tf.random.stateless_normal([4, 9, 9, 2], [1, 2], dtype="float64")
+
+    def everything():
+        def outputs_and_second_order():
+            with tf.GradientTape() as outer:
+                outer.watch(weights)
+                with tf.GradientTape() as tape:
+                    tape.watch(weights)
+                    outputs = network.apply(weights, x)
+                    loss = tf.reduce_sum(outputs**2)
+                slopes = tape.gradient(loss, weights)
+                length = tf.add_n([tf.reduce_sum(slope**2) for slope in slopes.values()])
+            return {"outputs": outputs} | outer.gradient(length, weights)
+
+        return tf.function(outputs_and_second_order, autograph=False)()
+
+    fast, network.pools = everything(), {}
+    plain = everything()
+    bias = network.names[1]  # before batch-norm: no gradient but rounding
+    assert relative_error(fast, plain, [key for key in plain if key != bias]) < 1e-10
+    assert np.isfinite(fast[bias]).all()
+
+
+@pytest.mark.parametrize("name", NOT_ROUTED)
+def test_other_pooling_stays_as_it_is(name):
+    assert not pools_behind_batch_norm(sequence(*NOT_ROUTED[name]))
+
+
+def test_what_is_read_before_it_is_pooled_stays_as_it_is():
+    inputs = keras.Input((8, 8, 2))
+    normed = L.BatchNormalization()(inputs)
+    pooled = L.MaxPooling2D()(L.ReLU()(normed))
+    both = L.Concatenate()([L.Flatten()(pooled), L.Flatten()(normed)])
+    assert not pools_behind_batch_norm(keras.Model(inputs, both))
+
+
+def test_a_model_is_left_as_it_was():
+    model = sequence(*ROUTED["ReLU"], of(L.Flatten), of(L.Dense, 2))
+    x = np.random.default_rng(0).normal(size=(4, 9, 9, 2))
+    before = model(x, training=True).numpy()
+    network = KerasModel(model, dtype="float64")
+    found = network.apply(network.init(0), tf.constant(x))
+    np.testing.assert_allclose(found, before, rtol=1e-9)
+    assert not any("call" in vars(layer) for layer in model.layers)
+
+
+def test_the_network_has_the_official_weights():
+    plain = tiny_model("pooled, flat head", "batch_norm")
+    weights = tiny_weights(plain, 0)
+    learner = learner_of(plain.config, plain.model, weights)
+    task = tiny_episodes(plain, 1).tasks()[0]
+    found = learner.model.apply(learner.init_state().weights, task.inputa)
+    np.testing.assert_allclose(found, plain.model.apply(weights, task.inputa), rtol=1e-9)
+    assert len(learner.adapted) == len(plain.model.adapted) < len(keras_network(plain.model).trainable_variables)
