@@ -1,6 +1,7 @@
 """What Keras layers need to be exact to second order, and fast."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,15 +69,15 @@ def pools_behind_batch_norm(model: Any) -> dict[Any, Any]:
 
     Pooling may then come first, which `batch_norm_pool` does in one with the normalization.
     """
-    found = {}
-    for layer in layers_of(model):
+    found, behind = {}, _only_layer_behind(model)
+    for layer in behind:
         if type(layer).__name__ != "BatchNormalization" or layer.axis not in (-1, 3) or layer.renorm:
             continue
-        behind = _only_layer_behind(layer)
-        while behind is not None and _keeps_order(behind):
-            behind = _only_layer_behind(behind)
-        if behind is not None and _pools_by_two(behind) and layer.trainable:
-            found[layer] = behind
+        after = behind.get(layer)
+        while after is not None and _keeps_order(after):
+            after = behind.get(after)
+        if after is not None and _pools_by_two(after) and layer.trainable:
+            found[layer] = after
     return found
 
 
@@ -102,9 +103,19 @@ def _pooled_batch_norm(norm: Any, inputs: tf.Tensor) -> tf.Tensor:
     return pooled if shift is None else pooled + shift
 
 
-def _only_layer_behind(layer: Any) -> Any:
-    nodes = layer._outbound_nodes
-    return nodes[0].operation if len(nodes) == len(layer._inbound_nodes) == 1 else None
+def _only_layer_behind(model: Any) -> dict[Any, Any]:
+    """{layer: the one that alone reads what it returns}, of layers that are called once."""
+    calls: dict[Any, int] = {}
+    readers: dict[Any, list[Any]] = {}
+    for part in (model, *layers_of(model)):
+        graph = getattr(part, "_functional", None) or part  # of a Sequential
+        for node in itertools.chain.from_iterable(getattr(graph, "_nodes_by_depth", {}).values()):
+            calls[node.operation] = calls.get(node.operation, 0) + 1
+            for parent in node.parent_nodes:
+                readers.setdefault(parent.operation, []).append(node.operation)
+        for output in tf.nest.flatten(getattr(graph, "_outputs_struct", [])):
+            readers.setdefault(output._keras_history.operation, []).append(None)  # the model's caller
+    return {layer: read[0] for layer, read in readers.items() if len(read) == calls.get(layer) == 1}
 
 
 def _keeps_order(layer: Any) -> bool:

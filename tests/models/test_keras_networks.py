@@ -111,6 +111,30 @@ def test_what_is_read_before_it_is_pooled_stays_as_it_is():
     assert not pools_behind_batch_norm(keras.Model(inputs, both))
 
 
+@pytest.mark.parametrize("how", ["added one by one", "within another", "called before"])
+def test_pooling_is_found_however_the_model_was_made(how):
+    plain = sequence(*ROUTED["ReLU"])
+    if how == "added one by one":
+        model = keras.Sequential([keras.Input((9, 9, 2))])
+        for layer in plain.layers:
+            model.add(layer)
+    elif how == "within another":
+        inputs = keras.Input((9, 9, 2))
+        model = keras.Model(inputs, L.Dense(2)(L.Flatten()(plain(inputs))))
+    else:
+        model = plain
+        model(keras.Input((9, 9, 2)))
+    assert len(pools_behind_batch_norm(model)) == 1
+
+
+def test_a_layer_that_is_called_twice_or_is_returned_stays_as_it_is():
+    inputs, norm, pool = keras.Input((8, 8, 2)), L.BatchNormalization(), L.MaxPooling2D()
+    twice = L.Flatten()(pool(norm(norm(inputs))))
+    assert not pools_behind_batch_norm(keras.Model(inputs, twice))
+    normed = L.BatchNormalization()(inputs)
+    assert not pools_behind_batch_norm(keras.Model(inputs, [normed, L.MaxPooling2D()(normed)]))
+
+
 def test_a_model_is_left_as_it_was():
     model = sequence(*ROUTED["ReLU"], of(L.Flatten), of(L.Dense, 2))
     x = np.random.default_rng(0).normal(size=(4, 9, 9, 2))
