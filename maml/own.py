@@ -148,7 +148,7 @@ def train(
     say(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
     say(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
     about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
-    with _recorded(config, about) as folder:
+    with _recorded(config, about, data.fingerprint) as folder:
         try:
             trained = train_run(config, learner, data, folder)
         except tf.errors.OpError as error:
@@ -158,17 +158,17 @@ def train(
 
 
 @contextlib.contextmanager
-def _recorded(config: Config, about: dict[str, Any]) -> Iterator[Path]:
+def _recorded(config: Config, about: dict[str, Any], tasks: dict[str, str]) -> Iterator[Path]:
     """The folder of a run, locked, with what is to be known about it; of several workers the chief sees to it alone."""
     if not replicas.is_chief():
         yield run_folder(config)
         return
     with lock_run(config):
-        folder, notes = open_run(config)
+        folder, notes = open_run(config, tasks)
         for note in notes:
             print(note)
         _check_same_model(folder, about)
-        record_run(folder, config)
+        record_run(folder, config, tasks)
         write_json(folder / ABOUT, about)
         yield folder
 

@@ -4,6 +4,7 @@ A task is (support x, support y, query x, query y), arrays or structures of arra
 is a function of (seed, split, number): a run repeats and resumes.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,8 +42,11 @@ class OwnTasks:
         """
         self.config = config
         self.one_hot = 0  # number of classes, once it is known that y are labels
-        self.draws = {split: _drawer(given, split) for split, given in tasks.items() if given is not None}
-        self.fingerprint: dict[str, str] = {}  # the content of one's own tasks is not known
+        tasks = {split: _listed(given) for split, given in tasks.items() if given is not None}
+        self.draws = {split: _drawer(given, split) for split, given in tasks.items()}
+        self.fingerprint = {
+            split: content for split, given in tasks.items() if (content := _content(given, split)) is not None
+        }
         self.error: UserError | None = None
         self.like: Any = None
         self._pool = ThreadPoolExecutor(1)
@@ -140,10 +144,6 @@ def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]
         return lambda rng, number: given.task(split, number)
     if hasattr(given, "episodes"):
         return lambda rng, number: tf.nest.map_structure(lambda a: np.asarray(a)[0], given.episodes(split, number, 1))
-    if isinstance(given, tf.data.Dataset):
-        given = list(given.take(MOST_TASKS + 1).as_numpy_iterator())
-        if len(given) > MOST_TASKS:
-            raise UserError(f"tasks: the tf.data.Dataset has more than {MOST_TASKS} tasks; give a function of rng")
     if inspect.isgenerator(given) or inspect.isgeneratorfunction(given):
         raise UserError("tasks: a generator cannot be repeated, so no run could resume; give a function of rng")
     if isinstance(given, Sequence):
@@ -153,6 +153,33 @@ def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]
     if not callable(given):
         raise UserError(f"tasks: {type(given).__name__}, needed a function of rng, a list of tasks, or an object")
     return lambda rng, number: given(rng)
+
+
+def _listed(given: Any) -> Any:
+    """A data set as the list of its tasks; anything else as it is."""
+    if not isinstance(given, tf.data.Dataset):
+        return given
+    tasks = list(given.take(MOST_TASKS + 1).as_numpy_iterator())
+    if len(tasks) > MOST_TASKS:
+        raise UserError(f"tasks: the tf.data.Dataset has more than {MOST_TASKS} tasks; give a function of rng")
+    return tasks
+
+
+def _content(given: Any, split: str) -> str | None:
+    """What tells other tasks apart: of a function its source, of a list its ends; None where nothing does."""
+    if isinstance(given, FolderTasks):
+        return given.fingerprint(split)
+    if isinstance(given, Sequence) and given:
+        ends = [np.asarray(array) for task in (given[0], given[-1]) for array in tf.nest.flatten(task)]
+        return _digest(str(len(given)), *(f"{array.dtype}{array.shape}{array.tobytes().hex()}" for array in ends))
+    try:
+        return _digest(inspect.getsource(given)) if inspect.isroutine(given) else None
+    except OSError:  # typed at a prompt
+        return None
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def _check_alike(where: str, parts: list[Any], like: tuple) -> None:
@@ -170,11 +197,18 @@ class FolderTasks:
         self.config = config
         self._read: dict[str, DataGenerator] = {}
 
-    def task(self, split: str, number: int) -> tuple:
-        """(support x, support y, query x, query y): images [n, height, width, channels] in [0, 1], one-hot labels."""
+    def fingerprint(self, split: str) -> str | None:
+        """Of the content of a split's images."""
+        return self._of(split).fingerprint.get(split)
+
+    def _of(self, split: str) -> DataGenerator:
         if split not in self._read:
             self._read[split] = DataGenerator(self.config, (split,))
-        episodes = self._read[split].episodes(split, number, 1)
+        return self._read[split]
+
+    def task(self, split: str, number: int) -> tuple:
+        """(support x, support y, query x, query y): images [n, height, width, channels] in [0, 1], one-hot labels."""
+        episodes = self._of(split).episodes(split, number, 1)
         size, channels = self.config.image_shape
         xa, ya, xb, yb = (np.asarray(tensor)[0] for tensor in episodes)
         return tuple(

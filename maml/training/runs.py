@@ -87,6 +87,11 @@ def _check_same_run(folder: Path, before: Config, config: Config) -> None:
 def _check_same_data(folder: Path, before: Config, config: Config, fingerprint: dict[str, str]) -> None:
     known = read_json(folder / RUN_FILE).get("data", {})
     changed = [split for split, content in fingerprint.items() if known.get(split, content) != content]
+    if "train" in changed and config.datasource == "own":
+        raise UserError(
+            f"{folder} holds a run that was trained on other tasks (the source of your function, or your list of "
+            "tasks, was another one): choose another logdir, or start over with resume=False"
+        )
     if "train" in changed:
         raise UserError(
             f"{folder} holds a run that was trained on other images ({before.data_dir or 'the default folder'}) than "

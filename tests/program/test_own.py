@@ -20,6 +20,7 @@ from maml.tasks.own import OwnTasks
 from maml.training.checkpoints import list_checkpoints
 from maml.training.gradient_check import check_gradients
 from tests.command_line import ROOT, run_here
+from tests.image_fixtures import write_class_folders
 
 L = keras.layers
 
@@ -176,6 +177,62 @@ def test_an_algorithm_that_is_no_member_of_the_family_is_refused(tmp_path):
             algorithm="reptile",
             logdir=tmp_path,
         )
+
+
+def parabola(rng):
+    """Points of y = a x²."""
+    slope, x = rng.normal(), rng.normal(size=(12, 1))
+    return x[:5], slope * x[:5] ** 2, x[5:], slope * x[5:] ** 2
+
+
+def photos(folder):
+    write_class_folders(folder, {"train": 3, "val": 3, "test": 3}, 3, size=4, channels=1, seed=len(folder.name))
+    return maml.folder_tasks(str(folder), image_size=4, channels=1, num_classes=2, shots=1, queries=1)
+
+
+def test_a_run_does_not_go_on_with_other_tasks(tmp_path, monkeypatch):
+    """By the source of a function, the content of a list, a data set and images; other tasks of validation may be."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    lists = [[line(rng) for _ in range(3)] for _ in range(2)]
+    data_sets = [tf.data.Dataset.from_tensor_slices(tuple(map(np.stack, zip(*tasks, strict=True)))) for tasks in lists]
+    images = [photos(tmp_path / name) for name in ("a", "bb")]
+    pairs = {"function": (line, parabola), "list": lists, "data set": data_sets, "images": images}
+    for kind, (first, second) in pairs.items():
+        loss = "xent" if kind == "images" else "mse"
+
+        def net(kind=kind):
+            if kind == "images":
+                return model(L.Flatten, lambda: L.Dense(2), shape=(4, 4, 1), dtype="float32")
+            return small()
+
+        for val in (first, second):
+            maml.train(net(), first, val=val, loss=loss, logdir=kind, val_tasks=2, **TINY)
+        with pytest.raises(UserError, match="was trained on other tasks"):
+            maml.train(net(), second, loss=loss, logdir=kind, **TINY)
+        maml.train(net(), second, loss=loss, logdir=kind, resume=False, **TINY)
+        assert maml.load(kind, model=net()).test(second if kind != "images" else first, 2).measure
+
+
+def test_a_data_set_of_too_many_tasks_is_refused(monkeypatch):
+    monkeypatch.setattr("maml.tasks.own.MOST_TASKS", 3)
+    arrays = [np.zeros((4, 2, 1)) for _ in range(4)]
+    with pytest.raises(UserError, match="has more than 3 tasks; give a function of rng"):
+        maml.train(small(), tf.data.Dataset.from_tensor_slices(tuple(arrays)), **TINY)
+
+
+def test_structures_are_not_exported_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def task(rng):
+        x, y = rng.normal(size=(4, 2)), rng.normal(size=(4, 1))
+        return {"a": x[:2], "b": x[:2]}, y[:2], {"a": x[2:], "b": x[2:]}, y[2:]
+
+    weights = {"w": np.ones((2, 1))}
+    learner = maml.train((weights, lambda w, x: (x["a"] + x["b"]) @ w["w"]), task, **TINY)
+    with pytest.raises(UserError, match="structures of arrays, which a SavedModel's signature does not take"):
+        learner.export("exported")
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.usefixtures("eagerly")
