@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from maml.algorithms.anil import ANIL
     from maml.algorithms.matching import MatchingNetworks
+    from maml.algorithms.meta_sgd import MetaSGD
+    from maml.algorithms.plus_plus import MAMLPlusPlus
     from maml.algorithms.protocol import Algorithm
     from maml.algorithms.protonet import PrototypicalNetworks
     from maml.algorithms.reptile import Reptile
@@ -35,7 +37,9 @@ __all__ = [
     "DataGenerator",
     "Episodes",
     "Learner",
+    "MAMLPlusPlus",
     "MatchingNetworks",
+    "MetaSGD",
     "Model",
     "OwnLearner",
     "PrototypicalNetworks",
@@ -58,6 +62,8 @@ WHERE = {
     "Episodes": "maml.data_generator",
     "Learner": "maml.learner",
     "MatchingNetworks": "maml.algorithms.matching",
+    "MetaSGD": "maml.algorithms.meta_sgd",
+    "MAMLPlusPlus": "maml.algorithms.plus_plus",
     "Model": "maml.models.protocol",
     "PrototypicalNetworks": "maml.algorithms.protonet",
     "Reptile": "maml.algorithms.reptile",

@@ -81,12 +81,12 @@ ENTRIES = {
     "maml": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), regresses=True),
     "anil": Entry("maml.algorithms.anil:ANIL", frozenset(_GRADIENT_FLAGS), _always(adapt="head"), regresses=True),
     "metasgd": Entry(
-        "maml.maml:MAML",
+        "maml.algorithms.meta_sgd:MetaSGD",
         frozenset(_GRADIENT_FLAGS),
         _always(learn_rates="weight", num_updates=1),
         regresses=True,
     ),
-    "maml++": Entry("maml.maml:MAML", frozenset(_GRADIENT_FLAGS), _plus_plus, regresses=True),
+    "maml++": Entry("maml.algorithms.plus_plus:MAMLPlusPlus", frozenset(_GRADIENT_FLAGS), _plus_plus, regresses=True),
     "reptile": Entry(
         "maml.algorithms.reptile:Reptile",
         frozenset({"update_lr", "train_update_lr", "conv", "meta_step", "meta_step_final"} | _MINIBATCHES),

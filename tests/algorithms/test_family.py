@@ -170,6 +170,24 @@ def test_what_is_adapted_may_be_chosen_in_a_test(tmp_path, monkeypatch, rates):
     assert len({mean[0] for mean in found.values()}) == 1, "before adaptation all are one"
 
 
+@pytest.mark.parametrize(("kind", "algorithm"), [(maml.MetaSGD, "metasgd"), (maml.MAMLPlusPlus, "maml++")])
+@pytest.mark.parametrize("datasource", ["sinusoid", "omniglot"])
+def test_a_class_of_any_config_has_the_tricks_of_its_algorithm(kind, algorithm, datasource):
+    flags = {"datasource": datasource, "num_updates": 2} | ({"norm": "None"} if datasource == "sinusoid" else {})
+    named = build(Config.from_flags({"algorithm": algorithm, "update_lr": 0.1} | flags))
+    plain = kind(Config.from_flags(flags | {"update_lr": 0.1, "max_pool": datasource != "sinusoid"}))
+    assert type(named) is kind
+    found, expected = plain.init_state().weights, named.init_state().weights
+    assert {name: value.shape for name, value in found.items()} == {n: value.shape for n, value in expected.items()}
+    rates = [name for name in found if name.startswith("alpha/")]
+    assert set(rates) == {f"alpha/{name}" for name in plain.adapted}
+    for name in rates:
+        np.testing.assert_array_equal(found[name], expected[name])
+    for trick in ("learn_rates", "multi_step_loss_num_epochs", "per_step_bn", "keep_best", "conventions"):
+        assert getattr(plain.config, trick) == getattr(named.config, trick)
+    assert kind(named.config).config == named.config and isinstance(plain.of(plain.config), kind)
+
+
 def test_published_defaults():
     assert isinstance(build(Config.from_flags({"algorithm": "anil"})), ANIL)
     config = Config.from_flags({"algorithm": "metasgd", "datasource": "omniglot"})
