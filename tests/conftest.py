@@ -3,8 +3,9 @@
 import pytest
 
 SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
-# About flags, folders and files: XLA takes longer to compile the sinusoid's network than these take without.
+# About flags, folders, files and what is learned: XLA takes longer to compile a network than these take without.
 INTERPRETED = {"test_first_hour", "test_runs", "test_main", "test_family", "test_summaries", "test_learner"}
+INTERPRETED |= {"test_accumulate", "test_augmentation", "test_comparison", "test_network_access", "test_fuzz"}
 
 
 def pytest_collection_modifyitems(items):
@@ -16,9 +17,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def interpreted(monkeypatch):
     """No network is compiled by XLA, in this process."""
+    from maml.kernels import batch_norm
     from maml.models.official import Network
 
     monkeypatch.setattr(Network, "compiled", False)
+    monkeypatch.setattr(batch_norm, "_closed_form", batch_norm.plain)
 
 
 @pytest.fixture

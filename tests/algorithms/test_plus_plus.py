@@ -145,7 +145,6 @@ def tensors(folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     """Resumed to the same bits, tested as an ensemble, and exported."""
     monkeypatch.chdir(tmp_path)
