@@ -39,7 +39,6 @@ CASES = {
     "keras": {"datasource": "own", "loss": "mse", "norm": "None", "meta_batch_size": 4, "dtype": "float64"},
 }
 TRACED = "maml, sinusoid"  # the others run eagerly: tracing takes longer
-Network.compiled = False  # type: ignore[method-assign]  # XLA would take longer than the updates
 UPDATES = {TRACED: 200}
 
 
@@ -76,6 +75,7 @@ def trained(name: str, config: Config, replicas: int) -> list[np.ndarray]:
 
 def main(folder: str, names: list[str]) -> None:
     """Prints {case: {replicas: the largest relative difference}}."""
+    Network.compiled = False  # type: ignore[method-assign]  # XLA would take longer than the updates
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 4)
     differences: dict[str, dict[int, float]] = {}
