@@ -71,12 +71,12 @@ def pools_behind_batch_norm(model: Any) -> dict[Any, Any]:
     """
     found, behind = {}, _only_layer_behind(model)
     for layer in behind:
-        if type(layer).__name__ != "BatchNormalization" or layer.axis not in (-1, 3) or layer.renorm:
+        if not _is_plain_batch_norm(layer):
             continue
         after = behind.get(layer)
         while after is not None and _keeps_order(after):
             after = behind.get(after)
-        if after is not None and _pools_by_two(after) and layer.trainable:
+        if after is not None and _pools_by_two(after):
             found[layer] = after
     return found
 
@@ -116,6 +116,13 @@ def _only_layer_behind(model: Any) -> dict[Any, Any]:
         for output in tf.nest.flatten(getattr(graph, "_outputs_struct", [])):
             readers.setdefault(output._keras_history.operation, []).append(None)  # the model's caller
     return {layer: read[0] for layer, read in readers.items() if len(read) == calls.get(layer) == 1}
+
+
+def _is_plain_batch_norm(layer: Any) -> bool:
+    if type(layer).__name__ != "BatchNormalization" or layer.axis not in (-1, 3) or not layer.trainable:
+        return False
+    special = getattr(layer, "renorm", False) or getattr(layer, "synchronized", False)
+    return not special and layer.compute_dtype in ("float32", "float64")
 
 
 def _keeps_order(layer: Any) -> bool:

@@ -62,6 +62,7 @@ NOT_ROUTED = {
     "padded": (CONV, NORM, of(L.ReLU), of(L.MaxPooling2D, padding="same")),
     "average": (CONV, NORM, of(L.ReLU), of(L.AveragePooling2D, 2)),
     "another axis": (CONV, of(L.BatchNormalization, axis=1), of(L.ReLU), POOL),
+    "over replicas": (CONV, of(L.BatchNormalization, synchronized=True), of(L.ReLU), POOL),
     "frozen": (CONV, of(L.BatchNormalization, trainable=False), of(L.ReLU), POOL),
 }
 
