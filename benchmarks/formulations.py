@@ -36,13 +36,13 @@ FAMILY: dict[str, dict[str, Any]] = {
 }
 JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
 KERAS = "Keras"
-PEERS = {
+PEERS = {  # and the package of each
     KERAS: "keras",
     JAX_VMAP: "jax",
     JAX_MAP: "jax",
     TORCH_VMAP: "torch",
     TORCH_LOOP: "torch",
-}  # and the package of each
+}
 
 UPDATES_IN_A_LOOP = 1000  # between two printed lines, as training runs the fully connected networks
 

@@ -15,7 +15,10 @@ from maml.own import OwnMAML
 
 
 def keras_network(network: Network) -> keras.Model:
-    """An official network of flat images or of numbers."""
+    """An official network, [examples, dim_input] → [examples, dim_output]; a convolutional one without layer-norm.
+
+    Keras' layer-norm of a whole image has a scale for every pixel, the official one for every channel.
+    """
     model = keras.Sequential([keras.Input((network.dim_input,), dtype=network.dtype)])
     if network.kind == "conv":
         model.add(layers.Reshape((network.image_size,) * 2 + (network.channels,), dtype=network.dtype))
@@ -37,8 +40,7 @@ def _block(network: Network, block: int) -> list[Any]:
     if network.norm == "batch_norm":
         found.append(layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, scale=False, dtype=network.dtype))
     elif network.norm == "layer_norm":
-        axes = [-3, -2, -1] if network.kind == "conv" else -1
-        found.append(layers.LayerNormalization(axes, LAYER_NORM_EPSILON, dtype=network.dtype))
+        found.append(layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=network.dtype))
     pooled = network.kind == "conv" and network.max_pool
     return [*found, layers.ReLU(dtype=network.dtype), *([layers.MaxPooling2D(dtype=network.dtype)] if pooled else [])]
 

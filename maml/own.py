@@ -158,17 +158,17 @@ def train(
 
 
 @contextlib.contextmanager
-def _recorded(config: Config, about: dict[str, Any], tasks: dict[str, str]) -> Iterator[Path]:
+def _recorded(config: Config, about: dict[str, Any], fingerprint: dict[str, str]) -> Iterator[Path]:
     """The folder of a run, locked, with what is to be known about it; of several workers the chief sees to it alone."""
     if not replicas.is_chief():
         yield run_folder(config)
         return
     with lock_run(config):
-        folder, notes = open_run(config, tasks)
+        folder, notes = open_run(config, fingerprint)
         for note in notes:
             print(note)
         _check_same_model(folder, about)
-        record_run(folder, config, tasks)
+        record_run(folder, config, fingerprint)
         write_json(folder / ABOUT, about)
         yield folder
 

@@ -107,32 +107,50 @@ def _only_layer_behind(model: Any) -> dict[Any, Any]:
     """{layer: the one that alone reads what it returns}, of layers that are called once."""
     calls: dict[Any, int] = {}
     readers: dict[Any, list[Any]] = {}
-    for part in (model, *layers_of(model)):
-        graph = getattr(part, "_functional", None) or part  # of a Sequential
-        for node in itertools.chain.from_iterable(getattr(graph, "_nodes_by_depth", {}).values()):
+    for graph in filter(None, map(_graph_of, (model, *layers_of(model)))):
+        for node in itertools.chain.from_iterable(graph._nodes_by_depth.values()):
             calls[node.operation] = calls.get(node.operation, 0) + 1
             for parent in node.parent_nodes:
                 readers.setdefault(parent.operation, []).append(node.operation)
-        for output in tf.nest.flatten(getattr(graph, "_outputs_struct", [])):
+        for output in tf.nest.flatten(graph._outputs_struct):
             readers.setdefault(output._keras_history.operation, []).append(None)  # the model's caller
     return {layer: read[0] for layer, read in readers.items() if len(read) == calls.get(layer) == 1}
 
 
+# Below, types and functions are compared, not their names: a layer of one's own may be called like one of Keras'.
+
+
+def _graph_of(model: Any) -> Any:
+    """The graph that a Sequential or functional model calls; None of layers, and of models with another `call`."""
+    from keras import Sequential
+    from keras.src.models.functional import Functional
+
+    if type(model).call is Sequential.call:
+        return model._functional
+    return model if type(model).call is Functional.call else None
+
+
 def _is_plain_batch_norm(layer: Any) -> bool:
-    if type(layer).__name__ != "BatchNormalization" or layer.axis not in (-1, 3) or not layer.trainable:
+    from keras.layers import BatchNormalization
+
+    if type(layer) is not BatchNormalization or layer.axis not in (-1, 3) or not layer.trainable:
         return False
     special = getattr(layer, "renorm", False) or getattr(layer, "synchronized", False)
     return not special and layer.compute_dtype in ("float32", "float64")
 
 
 def _keeps_order(layer: Any) -> bool:
-    kind = type(layer).__name__
-    if kind in ("ReLU", "LeakyReLU"):
+    from keras import activations, layers
+
+    if type(layer) in (layers.ReLU, layers.LeakyReLU):
         return layer.negative_slope >= 0 and not getattr(layer, "threshold", 0)
-    return kind == "Activation" and getattr(layer.activation, "__name__", "") in INCREASING
+    known = [getattr(activations, name, None) for name in INCREASING]
+    return type(layer) is layers.Activation and any(layer.activation is each for each in known)
 
 
 def _pools_by_two(layer: Any) -> bool:
-    if type(layer).__name__ != "MaxPooling2D" or layer.padding != "valid":
+    from keras.layers import MaxPooling2D
+
+    if type(layer) is not MaxPooling2D or layer.padding != "valid":
         return False
     return tuple(layer.pool_size) == tuple(layer.strides) == (2, 2) and layer.data_format == "channels_last"

@@ -170,16 +170,15 @@ def _content(given: Any, split: str) -> str | None:
     if isinstance(given, FolderTasks):
         return given.fingerprint(split)
     if isinstance(given, Sequence) and given:
-        ends = [np.asarray(array) for task in (given[0], given[-1]) for array in tf.nest.flatten(task)]
-        return _digest(str(len(given)), *(f"{array.dtype}{array.shape}{array.tobytes().hex()}" for array in ends))
+        digest = hashlib.sha256(str(len(given)).encode())
+        for value in tf.nest.flatten([given[0], given[-1]]):
+            array = np.asarray(value)
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
     try:
-        return _digest(inspect.getsource(given)) if inspect.isroutine(given) else None
+        return hashlib.sha256(inspect.getsource(given).encode()).hexdigest() if inspect.isroutine(given) else None
     except OSError:  # typed at a prompt
         return None
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def _check_alike(where: str, parts: list[Any], like: tuple) -> None:

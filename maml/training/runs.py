@@ -89,8 +89,8 @@ def _check_same_data(folder: Path, before: Config, config: Config, fingerprint: 
     changed = [split for split, content in fingerprint.items() if known.get(split, content) != content]
     if "train" in changed and config.datasource == "own":
         raise UserError(
-            f"{folder} holds a run that was trained on other tasks (the source of your function, or your list of "
-            "tasks, was another one): choose another logdir, or start over with resume=False"
+            f"{folder} holds a run that was trained on other tasks (your function's source, your list of tasks or "
+            "your images were others): choose another logdir, or start over with resume=False"
         )
     if "train" in changed:
         raise UserError(

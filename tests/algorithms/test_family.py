@@ -183,7 +183,14 @@ def test_a_class_of_any_config_has_the_tricks_of_its_algorithm(kind, algorithm, 
     assert set(rates) == {f"alpha/{name}" for name in plain.adapted}
     for name in rates:
         np.testing.assert_array_equal(found[name], expected[name])
-    for trick in ("learn_rates", "multi_step_loss_num_epochs", "per_step_bn", "keep_best", "conventions"):
+    for trick in (
+        "learn_rates",
+        "multi_step_loss_num_epochs",
+        "total_epochs",
+        "per_step_bn",
+        "keep_best",
+        "conventions",
+    ):
         assert getattr(plain.config, trick) == getattr(named.config, trick)
     assert kind(named.config).config == named.config and isinstance(plain.of(plain.config), kind)
 

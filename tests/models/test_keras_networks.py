@@ -99,6 +99,32 @@ def test_pooling_behind_batch_norm_is_the_kernels(name):
     assert np.isfinite(fast[bias]).all()
 
 
+class ReLU(L.ReLU):
+    """A layer of one's own that is called like Keras'."""
+
+    def call(self, inputs):
+        return -inputs
+
+
+class Renamed(keras.Sequential):
+    """A model whose layers are not called in their order alone."""
+
+    def call(self, inputs, training=None, mask=None):
+        return self.layers[0](inputs)
+
+
+def tanh(x):
+    """A function of one's own that is called like Keras'."""
+    return -x
+
+
+def test_what_is_only_called_like_keras_own_stays_as_it_is():
+    assert not pools_behind_batch_norm(sequence(CONV, NORM, of(ReLU), POOL))
+    assert not pools_behind_batch_norm(sequence(CONV, NORM, of(L.Activation, tanh), POOL))
+    layers = [make(dtype="float64") for make in ROUTED["ReLU"]]
+    assert not pools_behind_batch_norm(Renamed([keras.Input((9, 9, 2)), *layers]))
+
+
 @pytest.mark.parametrize("name", NOT_ROUTED)
 def test_other_pooling_stays_as_it_is(name):
     assert not pools_behind_batch_norm(sequence(*NOT_ROUTED[name]))
