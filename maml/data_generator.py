@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.config import Config
-from maml.parallel import on_gpu
+from maml.machine import on_gpu
 from maml.tasks import augmentation
 from maml.tasks.class_folders import SPLITS
 from maml.tasks.images import channel_statistics, load_split

@@ -20,6 +20,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def on_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from maml.machine import cores
+from maml.machine import cores, on_gpu
 from maml.models.protocol import Weights
 
 if TYPE_CHECKING:
@@ -96,8 +96,3 @@ def set_up_threads(config: "Config") -> None:
     with contextlib.suppress(RuntimeError):  # already computing
         threads = 1 if small else max(1, cores() // config.meta_batch_size)
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-
-
-def on_gpu() -> bool:
-    """Whether there is a GPU, which needs no thread of the processor for its kernels."""
-    return bool(tf.config.list_physical_devices("GPU"))

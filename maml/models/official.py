@@ -19,6 +19,7 @@ from maml.kernels.batch_norm import batch_norm_pool, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
+from maml.machine import on_gpu
 from maml.models.protocol import Model, Weights
 
 BATCH_NORM_EPSILON = 0.001
@@ -139,8 +140,8 @@ class Network(Model):
 
     @property
     def compiled(self) -> bool:  # type: ignore[override]
-        """Fully connected networks are."""
-        return self.kind == "fc"
+        """Fully connected networks are, and on a GPU all."""
+        return self.kind == "fc" or on_gpu()
 
     def init(self, seed: int) -> Weights:
         """Fresh weights, a function of `seed` alone, in `dtype`."""
