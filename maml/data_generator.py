@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from maml import machine
 from maml.config import Config
-from maml.machine import on_gpu
 from maml.tasks import augmentation
 from maml.tasks.class_folders import SPLITS
 from maml.tasks.images import channel_statistics, load_split
@@ -204,7 +204,7 @@ def resident(images: np.ndarray) -> tf.Tensor:
     On a processor those of a memory-mapped file stay where they are: nothing is copied, the memory is that of the
     system's file cache, and the file is read ahead of its first use.
     """
-    if not isinstance(images, np.memmap) or on_gpu():
+    if not isinstance(images, np.memmap) or machine.on_gpu():
         return tf.constant(images)
     with contextlib.suppress(OSError, AttributeError), open(str(images.filename), "rb") as file:  # not every system can
         os.posix_fadvise(file.fileno(), images.offset, images.nbytes, os.POSIX_FADV_WILLNEED)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from maml.machine import cores, on_gpu
+from maml import machine
+from maml.machine import cores
 from maml.models.protocol import Weights
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def set_up_threads(config: "Config") -> None:
 
     network = Network.from_config(config.replace(normalize=""))
     small = network.kind == "fc" and network.largest_matrix <= SMALL_MATRIX
-    if not (config.convolutional or small) or on_gpu() or "TF_NUM_INTRAOP_THREADS" in os.environ:
+    if not (config.convolutional or small) or machine.on_gpu() or "TF_NUM_INTRAOP_THREADS" in os.environ:
         return
     with contextlib.suppress(RuntimeError):  # already computing
         threads = 1 if small else max(1, cores() // config.meta_batch_size)

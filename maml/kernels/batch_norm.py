@@ -10,8 +10,8 @@ import math
 
 import tensorflow as tf
 
+from maml import machine
 from maml.kernels.pooling import max_pool, windows
-from maml.machine import on_gpu
 
 # Fuses passes over memory into one; used for element-wise work only, which is where XLA gains on a CPU.
 _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
@@ -37,8 +37,9 @@ def batch_norm_pool(
         [examples, height // 2, width // 2, channels].
     """
     sign = None if scale is None else tf.stop_gradient(tf.where(scale < 0, -tf.ones_like(scale), tf.ones_like(scale)))
-    # On a GPU XLA compiles the whole update, and fuses the plain form. Eagerly, every other number of examples would be compiled anew, for one use.
-    if reference is None and inp.shape.is_fully_defined() and not (tf.executing_eagerly() or on_gpu()):
+    # On a GPU XLA compiles the whole update, and fuses the plain form. Eagerly, every other number of examples would
+    # be compiled anew, for one use.
+    if reference is None and inp.shape.is_fully_defined() and not (tf.executing_eagerly() or machine.on_gpu()):
         return _closed_form(inp, epsilon, sign)
     return plain(inp, epsilon, sign, reference)
 

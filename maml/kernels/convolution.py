@@ -13,8 +13,8 @@ import math
 
 import tensorflow as tf
 
+from maml import machine
 from maml.kernels.dense import product
-from maml.machine import on_gpu
 
 _IMAGE_CHANNELS = 3
 _MOST_PATCHES = 5_000_000  # elements of all patches of a batch; more take longer to read than a convolution
@@ -31,7 +31,7 @@ def conv2d(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     Returns:
         [examples, ceil(height / stride), ceil(width / stride), out].
     """
-    if on_gpu():
+    if machine.on_gpu():
         return _side_by_side(inp, kernel, stride)
     examples, height, width, channels = inp.shape
     if channels > _IMAGE_CHANNELS or examples is None:
@@ -55,33 +55,35 @@ def _side_by_side(inp: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
 def _patches(inp: tf.Tensor, size: int, stride: int) -> tf.Tensor:
     """Patches of SAME padding: [examples, height, width, channels] → [examples, out, out, size · size · channels].
 
-    A patch is a selection, S x, so that its gradient is Sᵀ dout, and that one's gradient S u again.
+    They are a selection, S x, so that its gradient is Sᵀ dout, and that one's gradient S u again.
     """
-    around = [[0, 0], *(_padding(side, size, stride) for side in inp.shape[1:3]), [0, 0]]
-    inside = tuple(slice(before, before + side) for (before, _), side in zip(around[1:3], inp.shape[1:3], strict=True))
-    shape = [sum(pad) + side for pad, side in zip(around[1:3], inp.shape[1:3], strict=True)]
-    firsts = [[0, row, column, 0] for row in range(size) for column in range(size)]
-    steps = [1, stride, stride, 1]
-
-    def end(first: list[int], whole: list[int]) -> list[int]:
-        last = [stride * (math.ceil(side / stride) - 1) + 1 for side in inp.shape[1:3]]
-        return [whole[0], first[1] + last[0], first[2] + last[1], whole[3]]
+    sides = inp.shape[1:3]
+    (top, bottom), (left, right) = (_padding(side, size, stride) for side in sides)
+    length = [stride * (math.ceil(side / stride) - 1) + 1 for side in sides]
+    every = 0b1001  # of examples and channels
+    windows = [
+        {
+            "begin": [0, row, column, 0],
+            "end": [0, row + length[0], column + length[1], 0],
+            "strides": [1, stride, stride, 1],
+            "begin_mask": every,
+            "end_mask": every,
+        }
+        for row in range(size)
+        for column in range(size)
+    ]
 
     @tf.custom_gradient
     def select(x):
-        padded = tf.pad(x, around)
-        whole = padded.shape
-        return tf.concat([tf.strided_slice(padded, first, end(first, whole), steps) for first in firsts], 3), put_back
+        padded = tf.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]])
+        return tf.concat([tf.raw_ops.StridedSlice(input=padded, **window) for window in windows], 3), put_back
 
     @tf.custom_gradient
     def put_back(dout):
-        whole = [dout.shape[0], *shape, inp.shape[3]]
-        parts = tf.split(dout, len(firsts), 3)
-        padded = [
-            tf.raw_ops.StridedSliceGrad(shape=whole, begin=first, end=end(first, whole), strides=steps, dy=part)
-            for first, part in zip(firsts, parts, strict=True)
-        ]
-        return tf.add_n(padded)[(slice(None), *inside)], select
+        shape = [dout.shape[0], top + sides[0] + bottom, left + sides[1] + right, inp.shape[3]]
+        parts = zip(windows, tf.split(dout, len(windows), 3), strict=True)
+        padded = tf.add_n([tf.raw_ops.StridedSliceGrad(shape=shape, dy=part, **window) for window, part in parts])
+        return padded[:, top : top + sides[0], left : left + sides[1]], select
 
     return select(inp)
 

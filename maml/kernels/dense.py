@@ -9,7 +9,7 @@ is a sum of outer products: for few examples XLA sums these faster than it multi
 
 import tensorflow as tf
 
-from maml.machine import on_gpu
+from maml import machine
 
 # Up to so many examples and elements of the matrix.
 _FEW_EXAMPLES = 20
@@ -38,7 +38,7 @@ def _by_matrix(inp, dout):
     examples, fan_in, fan_out = inp.shape[0], inp.shape[1], dout.shape[1]
     if examples is not None and examples <= _FEW_EXAMPLES and max(fan_in, fan_out) < fan_in * fan_out <= _SMALL_MATRIX:
         total = tf.reduce_sum(inp[:, :, None] * dout[:, None], 0)
-    elif examples is not None and examples > _MANY_EXAMPLES and on_gpu():
+    elif examples is not None and examples > _MANY_EXAMPLES and machine.on_gpu():
         rows = next(count for count in range(_MANY_EXAMPLES, 0, -1) if examples % count == 0)
         parts = tf.reshape(inp, [-1, rows, fan_in]), tf.reshape(dout, [-1, rows, fan_out])
         total = tf.reduce_sum(tf.matmul(*parts, transpose_a=True), 0)

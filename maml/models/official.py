@@ -14,12 +14,12 @@ import math
 
 import tensorflow as tf
 
+from maml import machine
 from maml.config import Config
 from maml.kernels.batch_norm import batch_norm_pool, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
-from maml.machine import on_gpu
 from maml.models.protocol import Model, Weights
 
 BATCH_NORM_EPSILON = 0.001
@@ -141,7 +141,7 @@ class Network(Model):
     @property
     def compiled(self) -> bool:  # type: ignore[override]
         """Fully connected networks are, and on a GPU all."""
-        return self.kind == "fc" or on_gpu()
+        return self.kind == "fc" or machine.on_gpu()
 
     def init(self, seed: int) -> Weights:
         """Fresh weights, a function of `seed` alone, in `dtype`."""

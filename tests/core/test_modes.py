@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from maml import parallel
+from maml import machine, parallel
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.maml import MAML
@@ -101,6 +101,16 @@ def test_tasks_side_by_side_equal_tasks_one_after_another(network, norm, monkeyp
     beside = everything(model, in_a_graph)(weights, episodes)
     monkeypatch.setattr(MAML, "side_by_side", False)
     assert relative_error(beside, everything(model, in_a_graph)(weights, episodes)) < TOLERANCES["float64"]
+
+
+@pytest.mark.parametrize(("network", "norm"), CONVOLUTIONAL)
+def test_convolutions_of_tasks_side_by_side_on_a_gpu_equal_those_of_one_after_another(network, norm, monkeypatch):
+    """What TensorFlow computes on a GPU, computed on the processor."""
+    model, weights, episodes = setting(network, norm, "float64")
+    alone = everything(model, in_a_graph)(weights, episodes)
+    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    assert model.side_by_side and model.compiled
+    assert relative_error(everything(model, in_a_graph)(weights, episodes), alone) < TOLERANCES["float64"]
 
 
 @per_case

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from maml import machine
 from maml.kernels import convolution
 from tests.kernels.through import assert_same_to_second_order
 
@@ -22,6 +23,18 @@ def test_both_forms_agree_through_an_inner_step(monkeypatch, channels, most, siz
     )
     fast = functools.partial(convolution.conv2d, stride=stride)
     assert_same_to_second_order(fast, lambda x, k: tf.nn.conv2d(x, k, stride, "SAME"), inp, kernel)
+
+
+@pytest.mark.parametrize("jit", [None, True])
+@pytest.mark.parametrize(("stride", "size", "kernel_size"), [(1, 5, 3), (2, 4, 3), (2, 5, 3), (1, 4, 2), (2, 7, 1)])
+def test_on_a_gpu_it_is_a_product_of_patches(monkeypatch, stride, size, kernel_size, jit):
+    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    rng = np.random.default_rng(0)
+    inp, kernel = (
+        tf.constant(rng.normal(size=shape) / 5) for shape in ([3, size, size + 1, 5], [kernel_size, kernel_size, 5, 4])
+    )
+    fast = functools.partial(convolution.conv2d, stride=stride)
+    assert_same_to_second_order(fast, lambda x, k: tf.nn.conv2d(x, k, stride, "SAME"), inp, kernel, jit=jit)
 
 
 @pytest.mark.parametrize(("channels", "patches"), [(3, True), (4, False)])

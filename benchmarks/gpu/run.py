@@ -1,7 +1,7 @@
-"""Runs what `benchmarks/xla_module.py` wrote, by JAX on its device; needs jax and numpy, nothing of this project.
+"""Runs what `benchmarks/gpu/export.py` wrote, by JAX on its device; needs jax and numpy, nothing of this project.
 
-  XLA_FLAGS=--xla_gpu_enable_triton_gemm=false python run_xla_module.py update omniglot_5w1s.npz
-  XLA_FLAGS=--xla_gpu_enable_triton_gemm=false python run_xla_module.py train training.npz trained.npz --count=60000
+  python run.py update omniglot_5w1s.npz
+  python run.py train training.npz trained.npz --count=60000
 
 Several updates may be measured at once: with `--lock` they compile side by side and compute one after the other.
 """
@@ -20,7 +20,6 @@ import numpy as np
 from jax._src import xla_bridge
 from jax._src.lib import xla_client
 
-jax.config.update("jax_enable_x64", True)  # iterations are 64-bit integers in places
 WARM_UP, CALLS = 3, 50
 
 
@@ -57,7 +56,10 @@ def alone(lock: Path | None):
 
 def numbered(file: Any, name: str) -> list[np.ndarray]:
     """The arrays `name`0, `name`1, …."""
-    return [file[f"{name}{i}"] for i in range(sum(key.removeprefix(name).isdigit() for key in file.files if key.startswith(name)))]
+    return [
+        file[f"{name}{i}"]
+        for i in range(sum(key.removeprefix(name).isdigit() for key in file.files if key.startswith(name)))
+    ]
 
 
 def update(path: Path, lock: Path | None) -> str:
@@ -74,7 +76,9 @@ def update(path: Path, lock: Path | None) -> str:
             outputs = program([*outputs[:-1], *inputs[len(outputs) - 1 :]])
             outputs[-1].block_until_ready()
             times.append(1000 * (time.perf_counter() - begin))
-    wrong = sum(((a - b) ** 2).sum() for a, b in zip(found, expected)) / sum((b.astype(float) ** 2).sum() for b in expected)
+    wrong = sum(((a - b) ** 2).sum() for a, b in zip(found, expected, strict=True)) / sum(
+        (b.astype(float) ** 2).sum() for b in expected
+    )
     low, middle, high = np.quantile(times[WARM_UP:], [0.25, 0.5, 0.75])
     loss = abs(found[-1] / float(expected[-1]) - 1)
     return (
@@ -94,9 +98,10 @@ def train(path: Path, output: Path, images: Path | None, count: int, every: int,
     print(f"{path.stem}: compiled in {program.seconds:.1f} s", flush=True)
     while images and not images.exists():
         time.sleep(0.2)
-    table = program.put(np.load(images) if images else file["images"])
+    table = program.put(file["images"] if "images" in file.files else np.load(str(images)))
     state, start = [program.put(array) for array in numbered(file, "in")], int(file["first"])
-    first, begin, kept, losses = start, time.perf_counter(), {}, []
+    first, begin, losses = start, time.perf_counter(), []
+    kept: dict[str, Any] = {}
     while first < count and time.perf_counter() - begin < seconds:
         number = min(every - first % every, count - first)
         *state, loss, finite = program([table, program.put(np.int32(first)), program.put(np.int32(number)), *state])
@@ -108,7 +113,7 @@ def train(path: Path, output: Path, images: Path | None, count: int, every: int,
         took = time.perf_counter() - begin
         last = {f"state/{i}": np.asarray(array) for i, array in enumerate(state)}
         with tempfile.NamedTemporaryFile(dir=output.parent, suffix=".npz", delete=False) as temporary:
-            np.savez(temporary, iteration=first, losses=losses, seconds=took, **kept, **last)
+            np.savez(temporary, iteration=first, losses=losses, seconds=took, **kept, **last)  # type: ignore[arg-type]
         os.replace(temporary.name, output)
         print(f"{path.stem}: iteration {first}, {1000 * took / (first - start):.3f} ms each, {loss}", flush=True)
     return f"{path.stem}: iterations {start} to {first} in {took:.1f} s"
@@ -122,12 +127,17 @@ def main() -> None:
     measured.add_argument("files", nargs="+", type=Path)
     trained.add_argument("file", type=Path)
     trained.add_argument("output", type=Path)
-    trained.add_argument("--images", type=Path, help="uint8 [images, pixels], where the module's file has none")
+    trained.add_argument(
+        "--images", type=Path, help="waited for; uint8 [images, pixels], where the module's file has none"
+    )
     trained.add_argument("--count", type=int, default=60000, help="iterations")
-    trained.add_argument("--every", type=int, default=2000, help="iterations of a call; the weights after each are kept")
+    trained.add_argument(
+        "--every", type=int, default=2000, help="iterations of a call; the weights after each are kept"
+    )
     trained.add_argument("--seconds", type=float, default=np.inf, help="at most")
     measured.add_argument("--lock", type=Path, help="a file; programs that name the same compute one after the other")
     args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)  # iterations are 64-bit integers in places
     if args.command == "train":
         print(train(args.file, args.output, args.images, args.count, args.every, args.seconds), flush=True)
         return

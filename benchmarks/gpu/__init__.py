@@ -1,0 +1,1 @@
+"""The compiled update and whole trainings, for a GPU on a machine without TensorFlow."""
