@@ -6,6 +6,7 @@
 # make figures  draws docs/figures/ from the runs under logs/, training those that are missing
 # make compare  trains and tests MAML and other algorithms, BUDGET seconds each, and writes docs/compare.md
 # make demo     shows a page to draw on, in the browser
+# make docs     builds the site of the guides and the public names: docs/_build/docs/index.html
 # make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
@@ -14,7 +15,7 @@ SINUSOID := --datasource=sinusoid --norm=None --update_batch_size=10
 LOGDIR ?= logs/sinusoid
 BUDGET ?= 120
 
-.PHONY: run demo test quick check audit bench compare figures format clean
+.PHONY: run demo docs test quick check audit bench compare figures format clean
 
 run: .venv/installed
 	$(BIN)/python main.py $(SINUSOID) --metatrain_iterations=$(ITERATIONS) --logdir=$(LOGDIR)
@@ -41,6 +42,10 @@ audit:
 demo: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
 	$(BIN)/python main.py --demo
+
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --fail-on-warning --quiet --builder html -c docs . docs/_build
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed

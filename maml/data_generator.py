@@ -31,10 +31,11 @@ class Episodes(NamedTuple):
 
     One task, as a learner sees it, is the same without the leading axis.
 
-    inputa: [B, N·K, dim_input], support set; images are flat, in [0, 1].
-    labela: [B, N·K, dim_output], one-hot for classification.
-    inputb: [B, N·Q, dim_input], query set.
-    labelb: [B, N·Q, dim_output].
+    Attributes:
+        inputa: [B, N·K, dim_input], support set; images are flat, in [0, 1].
+        labela: [B, N·K, dim_output], one-hot for classification.
+        inputb: [B, N·Q, dim_input], query set.
+        labelb: [B, N·Q, dim_output].
 
     The k-th examples of all classes stand together, each such group in its own random order.
     """

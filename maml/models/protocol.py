@@ -12,13 +12,14 @@ class Model(abc.ABC):
 
     A model knows nothing of tasks: it sees one task's examples and one set of weights at a time.
 
-    adapted: names of the weights that the inner loop adapts; the others are meta-learned only.
-    head: names of the last layer's weights.
-    norms: names of the normalisations' shifts and scales.
-    input_shape: of an example.
-    dtype: floating-point type of weights, inputs and outputs.
-    compiled: whether XLA is to compile it, and all tasks of a batch are to be computed side by side. That
-        pays for small dense layers, which drown in op dispatch; on a processor not for convolutions.
+    Attributes:
+        adapted: names of the weights that the inner loop adapts; the others are meta-learned only.
+        head: names of the last layer's weights.
+        norms: names of the normalisations' shifts and scales.
+        input_shape: of an example.
+        dtype: floating-point type of weights, inputs and outputs.
+        compiled: whether XLA is to compile it, and all tasks of a batch are to be computed side by side. That
+            pays for small dense layers, which drown in op dispatch; on a processor not for convolutions.
     """
 
     adapted: frozenset[str]
