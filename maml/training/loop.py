@@ -152,7 +152,9 @@ class _Training:
             if self.iteration == 0:
                 flags = config.to_dict()
                 self.writer.flags(flags, {name: flags[name] for name in names_of("network", "training", "watch")})
-                self.summarise([0], self.call(0, 0).measures)
+                measures = self.call(0, 0).measures
+                self.writer.layout(list(measures), self.model.charts(self.state.weights, 0))
+                self.summarise([0], measures)
                 self.charts()
             yield
         self.writer.close()

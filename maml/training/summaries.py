@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run.
 
-  <run>/        the flags: as text, and as HParams with the last validation
+  <run>/        the flags: as text, and as HParams with the last validation; the charts of the Custom Scalars tab
   <run>/train/  losses and accuracies of training tasks; histograms on request
   <run>/val/    losses and accuracies of the validation tasks; episodes as images
 
@@ -8,6 +8,8 @@ Training and validation write the same tags, so TensorBoard draws both curves in
 """
 
 import functools
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout
+from tensorboard.plugins.custom_scalar.summary import pb as custom_scalars
 from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
@@ -72,6 +76,29 @@ class SummaryWriter:
             tf.summary.text("flags", f"| flag | value |\n|---|---|\n{rows}")
             hparams.hparams_config([hparams.HParam(name) for name in trial], metrics)
             hparams.hparams(trial)
+
+    def layout(self, names: Sequence[str], learned: Collection[str]) -> None:
+        """Writes the charts of the Custom Scalars tab: those to look at first, every step, then what is learned.
+
+        Args:
+            names: "loss", and "accuracy" of a classification.
+            learned: tags of `charts`; those that differ in what follows the last / share a chart.
+        """
+        together = sorted({tag.rsplit("/", 1)[0] for tag in learned})
+        categories = {
+            "What to look at first": {name: [f"^{CURVE.format(name=name)}$"] for name in names},
+            "After every step": {name: [f"^{name}/Pre-update$", f"^{name}/Post-update, "] for name in names},
+            "Learned or scheduled": {tag: [f"^{re.escape(tag)}(/|$)"] for tag in together},
+        }
+        layout = Layout(
+            category=[
+                Category(title=title, chart=[Chart(title=t, multiline={"tag": tags}) for t, tags in charts.items()])
+                for title, charts in categories.items()
+                if charts
+            ]
+        )
+        with self._at("", 0):
+            tf.summary.experimental.write_raw_pb(custom_scalars(layout).SerializeToString())
 
     def measures(
         self, split: str, measures: dict[str, np.ndarray], columns: list[Column], main: int, iteration: int

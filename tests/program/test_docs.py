@@ -72,7 +72,7 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     [first, *_], [second, *_] = blocks("README.md", "python"), blocks("docs/your_own_model.md", "python")
     assert "metatrain_iterations=400" in first
     exec(first.replace("metatrain_iterations=400", "metatrain_iterations=4"), given)
-    assert "after 3 steps" in capsys.readouterr().out
+    assert "3 updates, query set" in capsys.readouterr().out
     shutil.rmtree("logs")
     exec(second.replace("num_updates=3", "num_updates=3, metatrain_iterations=4"), given)
     assert (tmp_path / "exported").is_dir()

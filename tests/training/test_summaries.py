@@ -1,9 +1,12 @@
 """What TensorBoard shows: episodes as images, histograms on request, HParams; and that none of it touches training."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
 from maml.config import Config
@@ -12,6 +15,7 @@ from maml.maml import MAML
 from maml.training import episode_image
 from maml.training import loop as training
 from maml.training.episode_image import draw_episode, episode_rows
+from maml.training.summaries import SummaryWriter
 from tests.image_fixtures import write_class_folders
 from tests.tiny import Interpreted
 
@@ -166,3 +170,26 @@ def test_learned_rates_and_schedules_are_curves(tmp_path, rates, tags):
     if rates == "step":
         last = tf.make_ndarray(found.Tensors("alpha/w1/step 2")[-1].tensor_proto)
         assert last == trained.state.weights["alpha/w1"][1].numpy() != config.update_lr
+
+
+def test_the_custom_charts_begin_with_what_training_minimises_and_find_the_curves(runs):
+    folder, _ = runs["default"]
+    [config] = events(folder).Tensors("custom_scalars__config__")
+    layout = Layout.FromString(config.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["What to look at first", "After every step"]
+    assert [chart.title for chart in layout.category[0].chart] == ["loss", "accuracy"]
+    tags = events(folder / "train").Tags()["tensors"]
+    for category in layout.category:
+        for chart in category.chart:
+            assert all(any(re.match(pattern, tag) for tag in tags) for pattern in chart.multiline.tag)
+
+
+def test_learned_rates_of_a_weight_share_a_chart(tmp_path):
+    writer = SummaryWriter(tmp_path, enabled=True)
+    writer.layout(["loss"], ["alpha/w1/step 1", "alpha/w1/step 2", "alpha/w2/step 1", "meta_lr"])
+    writer.close()
+    [config] = events(tmp_path).Tensors("custom_scalars__config__")
+    charts = Layout.FromString(config.tensor_proto.string_val[0]).category[2].chart
+    assert [chart.title for chart in charts] == ["alpha/w1", "alpha/w2", "meta_lr"]
+    assert re.match(charts[0].multiline.tag[0], "alpha/w1/step 2") and re.match(charts[2].multiline.tag[0], "meta_lr")
+    assert not re.match(charts[0].multiline.tag[0], "alpha/w11/step 1")
