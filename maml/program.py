@@ -30,6 +30,7 @@ from maml.devices.cluster import Cluster, agreed, from_environment
 from maml.errors import UserError
 from maml.files import write_text
 from maml.machine import cores, processor, versions
+from maml.terminal import styled
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
 
 if TYPE_CHECKING:
@@ -113,12 +114,12 @@ ALWAYS_SHOWN |= {"meta_lr", "update_lr", "num_updates", "norm", "seed"}
 
 def print_setting(config: Config) -> None:
     """Prints the setting, a line a kind: what matters, and what is not at its default."""
-    print("Setting (what is not named has its default):")
+    print(f"{styled('Setting', 'bold')} (what is not named has its default):")
     for kind, title in (("network", "network"), ("training", "training"), ("watch", "run"), ("call", "this call")):
         values = {name: getattr(config, name) for name in names_of(kind) if config.uses(name)}
         shown = [f"{k}={v}" for k, v in values.items() if k in ALWAYS_SHOWN or v != getattr(Config, k)]
         if shown:
-            print(f"  {title + ':':<10} {' '.join(shown)}")
+            print(f"  {styled(f'{title}:'.ljust(10), 'cyan')} {' '.join(shown)}")
 
 
 def left_out(data, folder: Path) -> list[str]:
@@ -182,7 +183,7 @@ def run_training(config: Config, notes: list[str]) -> int:
         print(f"TensorBoard: {commands.quoted(['tensorboard', f'--logdir={folder.parent}'])}")
     ensemble = ["--test_checkpoint=ensemble"] if config.val_tasks and config.keep_best > 1 else []
     test = commands.program("main.py", "--train=False", "--test_set=True", *ensemble, f"--logdir={folder}")
-    print(f"Test it:     {test}")
+    print(f"{styled('Test it:', 'bold green')}     {test}")
     return 0
 
 
@@ -222,7 +223,8 @@ def run_test(config: Config, folder: Path) -> int:
     newest = tested == checkpoints.choose(folder, "latest", -1).prefix.name
     run = load_config(folder) if (folder / RUN_FILE).exists() else config
     table = write_results(folder, config, run, values, result, columns, tested, newest)
-    print(result_table(result, config, columns))
+    for line, important in result_table(result, config, columns, model.reported):
+        print(styled(line, "bold") if important else line)
     print(f"Written to {table} (and .pkl, .json)")
     return 0
 

@@ -18,6 +18,7 @@ from maml.data_generator import TaskSource
 from maml.devices import replicas
 from maml.errors import UserError
 from maml.models.protocol import Weights
+from maml.terminal import styled
 from maml.training import checkpoints
 from maml.training.checkpoints import Progress
 from maml.training.diagnosis import first_non_finite
@@ -270,9 +271,10 @@ class _Training:
         if config.log and config.image_shape[0] and self.chief and self.tenth_of_run():
             self.draw_episode()
         values = self.reported(measures)
-        self.say(f"Validation results: {', '.join(map(str, values))}")
         value = values[-1] if config.classification else -values[-1]
+        mark = styled(" (best so far)", "green") if value > self.best else ""
         self.best = max(self.best, value)
+        self.say(f"Validation results: {', '.join(map(str, values))}{mark}")
         if self.chief:
             checkpoints.save_best(self.folder, self.model, self.state, self.progress, value, config.keep_best)
 
