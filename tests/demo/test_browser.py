@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image, ImageDraw
 
 from maml.demo.page import CHARACTERS, PRETRAINED
 from tests.command_line import ROOT
@@ -36,9 +37,8 @@ SHAKY = (3, -2, 2, -3, 1, -1, 3, 2, -2)
 @pytest.fixture(scope="module")
 def address():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--demo"], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, str(ROOT / "main.py"), "--demo", f"--logdir={PRETRAINED / CHARACTERS}"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if found := re.search(r"Open (http://127\.0\.0\.1:\d+)", line):
             yield found[1]
@@ -83,10 +83,10 @@ def draw(browser, box, symbol, shaky=0):
         chain.release().perform()
 
 
-def shot(browser):
+def shot(browser, which=""):
     if os.environ.get("MAML_SCREENSHOT"):
         time.sleep(1)
-        browser.save_screenshot(os.environ["MAML_SCREENSHOT"])
+        browser.save_screenshot(os.environ["MAML_SCREENSHOT"].replace(".png", f"{which}.png"))
 
 
 def test_symbols_are_drawn_and_told_apart(browser):
@@ -102,12 +102,39 @@ def test_symbols_are_drawn_and_told_apart(browser):
     assert len(rows) == 7 and rows[1].text.startswith("before adaptation")
 
 
+def open_tab(browser, word):
+    tabs = "button[role=tab]"
+    until(lambda: [tab for tab in browser.find_elements("css selector", tabs) if word in tab.text])[0].click()
+
+
+def picture_of(symbol, folder, shaky=0):
+    """A file with a symbol in black on white, 105 pixels a side as Omniglot's are."""
+    image, places = Image.new("L", (105, 105), 255), iter(SHAKY * 20)
+    for line in SYMBOLS[symbol]:
+        ImageDraw.Draw(image).line([(x + shaky * next(places), y + shaky * next(places)) for x, y in line], 0, 3)
+    path = folder / f"{'query' if shaky else 'support'} {symbol + 1}.png"
+    image.save(path)
+    return str(path)
+
+
+def test_files_are_classified(browser, tmp_path):
+    open_tab(browser, "Your images")
+    *classes, queries = until(lambda: browser.find_elements("css selector", "input[type=file]")[-6:])
+    for symbol, field in enumerate(classes):
+        field.send_keys(picture_of(symbol, tmp_path))
+    queries.send_keys("\n".join(picture_of(symbol, tmp_path, shaky=1) for symbol in range(5)))
+    until(lambda: all(f"query {symbol}" in browser.page_source for symbol in range(1, 6)))
+    [button] = [b for b in browser.find_elements("css selector", "button") if b.text == "Classify"]
+    button.click()
+    rows = until(lambda: [row.text for row in browser.find_elements("css selector", "table tr") if "%" in row.text])
+    shot(browser, "_images")
+    assert [re.match(r"query (\d)\.png class (\d) \d+ %", row).groups() for row in rows] == [(n, n) for n in "12345"]
+
+
 def test_points_are_clicked_and_the_curve_bends(browser):
     from selenium.webdriver.common.action_chains import ActionChains
 
-    until(lambda: [tab for tab in browser.find_elements("css selector", "button[role=tab]") if "curve" in tab.text])[
-        0
-    ].click()
+    open_tab(browser, "curve")
     picture = until(lambda: browser.find_elements("css selector", "#curve img"))[0]
     seen = {picture.get_attribute("src")}
     for across, up in ((-0.3, 0.2), (-0.1, -0.25), (0.2, 0.1)):
@@ -119,6 +146,4 @@ def test_points_are_clicked_and_the_curve_bends(browser):
         now = until(lambda: browser.find_element("css selector", "#curve img").get_attribute("src") not in seen)
         assert now
         seen.add(browser.find_element("css selector", "#curve img").get_attribute("src"))
-    if os.environ.get("MAML_SCREENSHOT"):
-        time.sleep(1)
-        browser.save_screenshot(os.environ["MAML_SCREENSHOT"].replace(".png", "_curve.png"))
+    shot(browser, "_curve")
