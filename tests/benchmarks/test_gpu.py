@@ -18,7 +18,8 @@ from tests.tiny import relative_error
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "on_gpu", lambda: True)
-    config = TOY["toy"].config.replace(logdir=str(tmp_path), stop_grad=True)  # which compiles sooner
+    # First order and a fully connected network, which compile sooner.
+    config = TOY["toy"].config.replace(logdir=str(tmp_path), stop_grad=True, conv=False)
     return config, random_data(config)
 
 

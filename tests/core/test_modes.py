@@ -103,7 +103,7 @@ def test_tasks_side_by_side_equal_tasks_one_after_another(network, norm, monkeyp
     assert relative_error(beside, everything(model, in_a_graph)(weights, episodes)) < TOLERANCES["float64"]
 
 
-@pytest.mark.parametrize(("network", "norm"), CONVOLUTIONAL)
+@pytest.mark.parametrize(("network", "norm"), [CONVOLUTIONAL[0], CONVOLUTIONAL[3]])
 def test_convolutions_of_tasks_side_by_side_on_a_gpu_equal_those_of_one_after_another(network, norm, monkeypatch):
     """What TensorFlow computes on a GPU, computed on the processor."""
     model, weights, episodes = setting(network, norm, "float64")

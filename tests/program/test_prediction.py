@@ -15,7 +15,7 @@ from tests.command_line import run_here
 from tests.image_fixtures import write_class_folders
 
 TRAIN = ("--datasource=folder", "--data_dir=photos", "--image_size=20", "--channels=3", "--num_classes=3")
-TRAIN += ("--update_batch_size=1", "--num_filters=4", "--update_lr=0.1", "--meta_batch_size=2", "--val_tasks=0")
+TRAIN += ("--update_batch_size=1", "--num_filters=8", "--update_lr=0.1", "--meta_batch_size=2", "--val_tasks=0")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def trained(tmp_path_factory):
     (root / "support/test_00/001.png").unlink()  # one image of this class, two of the others
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert run_here(*TRAIN, "--metatrain_iterations=100", "--nolog") == 0
+        # With fewer, some seeds, and so some processors, leave two classes that look alike.
+        assert run_here(*TRAIN, "--metatrain_iterations=200", "--nolog") == 0
     return root
 
 
