@@ -740,6 +740,18 @@ def test_bad_divisions(splits):
         own.divide([str(name) for name in range(10)], splits, 1)
 
 
+@pytest.mark.parametrize("classes", [5, 6, 8, 11, 40])
+def test_the_division_that_is_advised_fits(classes):
+    names = [str(name) for name in range(classes)]
+    with pytest.raises(UserError) as refusal:
+        own.divide(names, "0.99,0.005,0.005", 1)
+    if classes < 6:
+        assert "at least 6" in str(refusal.value)
+    else:
+        advised = own.divide(names, str(refusal.value).split("--splits ")[1], 1)
+        assert min(map(len, advised.values())) >= 2 and sum(map(len, advised.values())) == classes
+
+
 def test_own_data_that_cannot_be_divided(tmp_path, capsys):
     write_class_folders(tmp_path, {"photos": 3}, per_class=1)
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos")

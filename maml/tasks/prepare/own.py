@@ -59,9 +59,8 @@ def training_command(output: str, found: Found) -> str:
     sizes = class_sizes(found)
     for split, of_split in sizes.items():
         if len(of_split) < 2:
-            raise UserError(
-                f"{split} would have {len(of_split)} classes, and a task needs 2: change --splits, or add classes"
-            )
+            advice = advised_splits(sum(map(len, sizes.values())))
+            raise UserError(f"{split} would have {len(of_split)} classes, and a task needs 2: {advice}")
     ways = min(Config.num_classes, *map(len, sizes.values()))
     images = min(sorted(of_split.values())[-ways] for of_split in sizes.values())  # that so many classes have
     if images < 2:
@@ -72,6 +71,13 @@ def training_command(output: str, found: Found) -> str:
         shots = max(1, images // 2)
         flags += [f"--update_batch_size={shots}", f"--query_size={images - shots}"]
     return commands.program("main.py", *(f"--{name}={value}" for name, value in given.items()), *flags)
+
+
+def advised_splits(classes: int) -> str:
+    """What to do where so many classes were divided into too small splits."""
+    held_out = max(2, classes // 5)
+    train = classes - 2 * held_out
+    return f"try --splits {train},{held_out},{held_out}" if train >= 2 else "add classes: at least 6 are needed"
 
 
 def _inside(output: str, source: str) -> bool:
@@ -120,7 +126,8 @@ def divide(names: list[str], splits: str, seed: int) -> dict[str, list[str]]:
         ends = np.round(ends * len(names))
     counts = np.diff(ends.astype(int), prepend=0)
     if ends[-1] > len(names) or counts.min() < 1:
-        raise UserError(f"--splits={splits}: {len(names)} classes give splits of {counts.tolist()}; change the numbers")
+        advice = advised_splits(len(names))
+        raise UserError(f"--splits={splits}: {len(names)} classes give splits of {counts.tolist()}; {advice}")
     shuffled = random.Random(seed).sample(names, len(names))
     return {
         split: sorted(shuffled[end - count : end])
