@@ -80,7 +80,8 @@ def _patches(inp: tf.Tensor, size: int, stride: int) -> tf.Tensor:
 
     @tf.custom_gradient
     def put_back(dout):
-        shape = [dout.shape[0], top + sides[0] + bottom, left + sides[1] + right, inp.shape[3]]
+        examples = tf.shape(dout)[0] if dout.shape[0] is None else dout.shape[0]
+        shape = [examples, top + sides[0] + bottom, left + sides[1] + right, inp.shape[3]]
         parts = zip(windows, tf.split(dout, len(windows), 3), strict=True)
         padded = tf.add_n([tf.raw_ops.StridedSliceGrad(shape=shape, dy=part, **window) for window, part in parts])
         return padded[:, top : top + sides[0], left : left + sides[1]], select

@@ -37,6 +37,26 @@ def test_on_a_gpu_it_is_a_product_of_patches(monkeypatch, stride, size, kernel_s
     assert_same_to_second_order(fast, lambda x, k: tf.nn.conv2d(x, k, stride, "SAME"), inp, kernel, jit=jit)
 
 
+def test_on_a_gpu_the_number_of_examples_may_be_unknown(monkeypatch):
+    """As in an exported model."""
+    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    rng = np.random.default_rng(0)
+    inp, kernel = (tf.constant(rng.normal(size=shape)) for shape in ([3, 4, 5, 5], [3, 3, 5, 4]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *inp.shape[1:]], inp.dtype)], autograph=False)
+    def gradients(inp):
+        with tf.GradientTape() as tape:
+            tape.watch([inp, kernel])
+            out = tf.reduce_sum(tf.sin(convolution.conv2d(inp, kernel, 2)))
+        return tape.gradient(out, [inp, kernel])
+
+    with tf.GradientTape() as tape:
+        tape.watch([inp, kernel])
+        out = tf.reduce_sum(tf.sin(tf.nn.conv2d(inp, kernel, 2, "SAME")))
+    for value, expected in zip(gradients(inp), tape.gradient(out, [inp, kernel]), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize(("channels", "patches"), [(3, True), (4, False)])
 def test_images_alone_become_patches(channels, patches):
     graph = tf.function(functools.partial(convolution.conv2d, stride=1)).get_concrete_function(
