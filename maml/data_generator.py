@@ -91,7 +91,7 @@ class DataGenerator:
             UserError: data is missing, broken, or too small for the tasks asked for.
         """
         self.config = config
-        self._tables = {}
+        self.tables: dict[str, ImageTable] = {}  # each split's images
         self.left_out: dict[str, list[str]] = {}  # classes of each split that are too small for its tasks
         self.fingerprint: dict[str, str] = {}  # of the content of each split's images
         if config.classification:
@@ -109,7 +109,7 @@ class DataGenerator:
                 left_out = too_small(split, f"{config.datasource} {name}", *config.task_size(name))
                 if left_out:
                     self.left_out[name] = left_out
-                self._tables[name] = _ImageTable.of(split, sum(config.task_size(name)[1:]), channels)
+                self.tables[name] = ImageTable.of(split, sum(config.task_size(name)[1:]), channels)
                 self.fingerprint[name] = split.content
                 if name == "train" and config.normalize == "auto":
                     self.config = config.replace(normalize=channel_statistics(split, channels))
@@ -122,7 +122,7 @@ class DataGenerator:
         if config.classification:
             episodes = image_episodes(
                 key,
-                self._tables[split],
+                self.tables[split],
                 meta_batch_size,
                 classes,
                 shots,
@@ -214,7 +214,7 @@ def resident(images: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(pixels.__dlpack__())
 
 
-class _ImageTable(NamedTuple):
+class ImageTable(NamedTuple):
     """A split on the device.
 
     images: uint8 [total, height · width · channels], a class's images together.
@@ -230,7 +230,7 @@ class _ImageTable(NamedTuple):
     channels: int = 1
 
     @classmethod
-    def of(cls, split: ImageSplit, least: int = 1, channels: int = 1) -> "_ImageTable":
+    def of(cls, split: ImageSplit, least: int = 1, channels: int = 1) -> "ImageTable":
         """The classes of `least` images or more."""
         enough = split.counts >= least
         first, counts = (np.cumsum(split.counts) - split.counts)[enough], split.counts[enough]
@@ -245,7 +245,7 @@ class _ImageTable(NamedTuple):
 
 def image_episodes(
     key: tf.Tensor,
-    table: _ImageTable,
+    table: ImageTable,
     tasks: int,
     num_classes: int,
     shots: int,

@@ -10,6 +10,7 @@ from a training is an ordinary run: `fetch` writes its folder, and `main.py` goe
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from maml.training.checkpoints import Progress
 from maml.training.loop import restore_latest
 from maml.training.runs import record_run, run_folder
 
+# Not as in SETTINGS, whose inner rate is not the paper's.
 MINIIMAGENET = {"datasource": "miniimagenet", "num_updates": 5, "update_batch_size": 1}
 TRAININGS = {
     "omniglot_5w1s": SETTINGS["omniglot_5w1s"].flags,
@@ -103,14 +105,15 @@ def loop(model: Algorithm, data: DataGenerator) -> Callable[..., list[tf.Tensor]
     Returns:
         (images, first, count, *state) → [*state, the last loss, whether all is finite].
     """
-    table = data._tables["train"]
+    table, given = data.tables["train"], copy.copy(data)
     rows, counts = table.first.numpy(), table.counts.numpy()
     like = model.init_state()
 
     def compute(images: tf.Tensor, first: tf.Tensor, count: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
-        data._tables["train"] = table._replace(images=images, first=tf.constant(rows), counts=tf.constant(counts))
-        updated = updates.make_update(model, data)(tf.nest.pack_sequence_as(like, list(flat)), first, count)
-        data._tables["train"] = table
+        # What is captured from outside would be an input of the module, too.
+        own = table._replace(images=images, first=tf.constant(rows), counts=tf.constant(counts))
+        given.tables = {"train": own}
+        updated = updates.make_update(model, given)(tf.nest.pack_sequence_as(like, list(flat)), first, count)
         return [*tf.nest.flatten(updated.state), updated.loss, updated.finite]
 
     return compute
@@ -120,7 +123,7 @@ def training(config: Config, data: DataGenerator, with_images: bool) -> dict[str
     """The loop, and the state of a run so far (of a fresh one where `config.logdir` has none)."""
     model = algorithms.build(data.config)
     state, progress = restore_latest(run_folder(config), model) or (model.init_state(), None)
-    images, flat = data._tables["train"].images, tf.nest.flatten(state)
+    images, flat = data.tables["train"].images, tf.nest.flatten(state)
     hlo = lowered(loop(model, data), [images, tf.constant(0), tf.constant(0), *flat])
     counts = {"first": np.int32(progress.iteration if progress else 0), "weights": np.int32(len(state.weights))}
     return {"hlo": hlo} | counts | ({"images": images.numpy()} if with_images else {}) | numbered("in", flat)

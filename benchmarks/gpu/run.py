@@ -102,13 +102,14 @@ def train(path: Path, output: Path, images: Path | None, count: int, every: int,
     state, start = [program.put(array) for array in numbered(file, "in")], int(file["first"])
     first, begin, losses = start, time.perf_counter(), []
     kept: dict[str, Any] = {}
+    took = 0.0
     while first < count and time.perf_counter() - begin < seconds:
         number = min(every - first % every, count - first)
         *state, loss, finite = program([table, program.put(np.int32(first)), program.put(np.int32(number)), *state])
         first += number
         losses.append(float(np.asarray(loss)))
         if not bool(np.asarray(finite)):
-            return f"{path.stem}: not finite at iteration {first}"
+            raise SystemExit(f"{path.stem}: not finite at iteration {first}")
         kept |= {f"{first}/{i}": np.asarray(array) for i, array in enumerate(state[: int(file["weights"])])}
         took = time.perf_counter() - begin
         last = {f"state/{i}": np.asarray(array) for i, array in enumerate(state)}

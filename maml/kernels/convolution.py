@@ -6,7 +6,7 @@ Plain form: tf.nn.conv2d. Fast form, for images and on a GPU: the product of pat
 
 An image's patches are the same in every inner step: TensorFlow makes them once for all of them. It is worth 7 % of a
 miniImageNet update (measured on an AMD EPYC with AVX2). On a GPU the tasks are computed side by side, each with a
-kernel of its own: that is a batch of products, where there is no such convolution.
+kernel of its own: that is a batch of products, where there is no such convolution (not measured on one yet).
 """
 
 import math

@@ -31,7 +31,7 @@ def state_after(iterations, config, data):
 def test_the_loop_is_that_of_a_training(toy, monkeypatch):
     config, data = toy
     model = MAML(config)
-    inputs = [data._tables["train"].images, tf.constant(0), tf.constant(2), *tf.nest.flatten(model.init_state())]
+    inputs = [data.tables["train"].images, tf.constant(0), tf.constant(2), *tf.nest.flatten(model.init_state())]
     *state, loss, finite = tf.function(export.loop(model, data), autograph=False)(*inputs)
     monkeypatch.setattr(machine, "on_gpu", lambda: False)
     expected = state_after(2, config, data)
@@ -43,7 +43,7 @@ def test_a_module_has_what_a_training_needs_and_what_comes_back_is_a_run(toy, tm
     config, data = toy
     written = export.training(config, data, with_images=True)
     assert written["hlo"].nbytes > 10_000 and written["first"] == 0
-    np.testing.assert_array_equal(written["images"], data._tables["train"].images)
+    np.testing.assert_array_equal(written["images"], data.tables["train"].images)
 
     state = state_after(1, config, data)
     flat = [tensor.numpy() for tensor in tf.nest.flatten(state)]
