@@ -145,8 +145,9 @@ def tensors(folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     """Resumed to the same bits, tested as an ensemble, and exported."""
+    monkeypatch.setattr(Config, "evaluation_block", 4)  # tasks: twenty would take longer
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=16, channels=1)
     flags = ("--algorithm=maml++", "--datasource=folder", "--data_dir=photos", "--image_size=16", "--channels=1")
@@ -173,5 +174,6 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert run_here(*test, "--test_checkpoint=ensemble") == 0
     [found] = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("whole/*/test_*.json")]
     assert found == "_".join(best)
+    tf.config.run_functions_eagerly(False)
     assert run_here("--predict", "--logdir=whole", "--test_checkpoint=ensemble", "--export_dir=exported") == 1
     assert run_here("--predict", "--logdir=whole", "--test_checkpoint=best", "--export_dir=exported") == 0

@@ -28,11 +28,11 @@ def state_after(iterations, config, data):
     return make_update(model, data)(model.init_state(), tf.constant(0), tf.constant(iterations)).state
 
 
-def test_the_loop_is_that_of_a_training(toy, monkeypatch):
+def test_the_loop_is_that_of_a_training(toy, monkeypatch, eagerly):
     config, data = toy
     model = MAML(config)
     inputs = [data.tables["train"].images, tf.constant(0), tf.constant(2), *tf.nest.flatten(model.init_state())]
-    *state, loss, finite = tf.function(export.loop(model, data), autograph=False)(*inputs)
+    *state, loss, finite = export.loop(model, data)(*inputs)
     monkeypatch.setattr(machine, "on_gpu", lambda: False)
     expected = state_after(2, config, data)
     assert finite and np.isfinite(loss)

@@ -34,7 +34,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 5e-5}
 per_case = pytest.mark.parametrize(("network", "norm"), DENSE + CONVOLUTIONAL)
 
 
-def setting(network: str, norm: str, dtype: str, tasks: int = 3) -> tuple[MAML, Weights, Episodes]:
+def setting(network: str, norm: str, dtype: str, tasks: int = 2) -> tuple[MAML, Weights, Episodes]:
     model = tiny_model(network, norm, dtype, num_updates=2 if (network, norm) in DENSE else 1)
     return model, tiny_weights(model, 6), tiny_episodes(model, 7, tasks)
 

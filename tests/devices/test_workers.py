@@ -13,7 +13,7 @@ from tests.command_line import ROOT, run_here
 from tests.kill import tensors
 
 FLAGS = ("--norm=None", "--update_batch_size=3", "--meta_batch_size=4", "--val_tasks=40", "--val_interval=50")
-FLAGS += ("--logdir=runs",)
+FLAGS += ("--logdir=runs", "--test_num_updates=1")  # starts faster
 TEST = ("--train=False", "--test_set=True", "--logdir=runs", "--test_tasks=50")
 
 

@@ -68,7 +68,7 @@ def test_the_parts_of_ones_own_tasks_are_the_batch_to_the_bit():
     ],
     ids=str,
 )
-def test_the_update_and_the_summaries_are_those_of_the_whole_batch(source, flags, photos):
+def test_the_update_and_the_summaries_are_those_of_the_whole_batch(source, flags, photos, eagerly):
     """Three updates in float64, and what is measured behind them."""
     found = []
     for accumulate in (1, 2):
