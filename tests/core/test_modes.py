@@ -187,7 +187,9 @@ def test_cores_are_those_that_the_process_may_use():
 def test_recomputed_steps_give_the_same_gradient(network, norm, mode):
     model, weights, episodes = setting(network, norm, "float64")
     again = MAML(model.config.replace(recompute=True), model.model)
-    expected, actual = (everything(each, mode)(weights, episodes) for each in (model, again))
+    expected, actual = (
+        mode(functools.partial(each.gradient, iteration=0))(weights, episodes)[1] for each in (model, again)
+    )
     assert relative_error(actual, expected) < TOLERANCES["float64"]
 
 

@@ -22,7 +22,7 @@ from maml.training.updates import make_update
 
 IMAGES = {"datasource": "folder", "image_size": 8, "channels": 1, "num_classes": 3, "update_batch_size": 1}
 IMAGES |= {"query_size": 2, "num_filters": 2, "max_pool": False, "meta_batch_size": 4, "dtype": "float64"}
-SINUSOID = {"norm": "None", "meta_batch_size": 4, "dtype": "float64", "update_batch_size": 3}
+SINUSOID = {"norm": "None", "meta_batch_size": 4, "dtype": "float64", "update_batch_size": 3, "test_num_updates": 1}
 TWO = {"num_updates": 2, "test_num_updates": 2, "update_lr": 0.1}
 CASES = {
     "maml, sinusoid": SINUSOID,

@@ -3,14 +3,16 @@
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 
+import proc_images
 from maml import program
 from maml.config import Config
-from tests.command_line import ROOT
+from tests.command_line import ROOT, run_here
 from tests.image_fixtures import write_class_folders
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "data").glob("*.md")])
@@ -21,7 +23,8 @@ SHOWN = {"demo", "help", "helpfull", "version"}  # by these, which are no settin
 def blocks(name: str, language: str) -> list[str]:
     """The fenced blocks of a page in a language."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for kind, block in found if kind == language]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -55,6 +58,53 @@ def parsed(command: list[str]) -> dict:
     return program.given_flags()
 
 
+SMALLER = {"--train=False": ("--test_tasks=4", "--test_num_updates=1"), "--predict": ("--test_num_updates=1",)}
+TRAINED_SMALLER = ("--metatrain_iterations=2", "--meta_batch_size=1", "--val_tasks=0", "--num_filters=2")
+PREPARED = {  # what a reader of the page has before the commands
+    "README.md": lambda: None,
+    "docs/own_images.md": lambda: own_images(),
+    "docs/reproducing.md": lambda: None,
+    "data/README.md": lambda: write_class_folders("photos", {"": 25}, 20, size=24),
+}
+
+
+def own_images() -> None:
+    """A trained run, and images to adapt it to and to ask it about."""
+    shutil.copytree(ROOT / "pretrained/omniglot_5way_1shot", "logs/omniglot5way/run")
+    write_class_folders("images", {"train": 5}, 1, size=28)
+    shutil.move("images/train", "support")
+    Path("query").mkdir()
+    for image in sorted(Path("support").glob("*/*")):
+        shutil.copy(image, Path("query") / f"{image.parent.name}_{image.name}")
+
+
+def run_line(line: str) -> bool:
+    """Runs a command of a guide, if it is one of this project's; made smaller, so that it takes a second."""
+    words = shlex.split(line, comments=True)
+    if words[:2] == ["python", "main.py"]:
+        smaller = next((more for flag, more in SMALLER.items() if flag in words), TRAINED_SMALLER)
+        more = [] if "--norm=None" not in words else ["--num_filters=64"]  # a sinusoid has none
+        assert run_here(*words[2:], *smaller, *more) == 0, line
+    elif words[:2] == ["python", "proc_images.py"]:
+        assert proc_images.main(words[2:]) == 0, line
+    elif words[:2] == ["python", "-c"]:
+        exec(words[2].replace("600", "20"), {})
+    else:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("page", PREPARED)
+def test_the_commands_of_a_guide_run_one_after_another(page, tmp_path, monkeypatch):
+    """Of the last block of commands, as a reader types them."""
+    monkeypatch.chdir(tmp_path)
+    PREPARED[page]()
+    [*_, block] = [text for text in blocks(page, "") if "python main.py" in text]
+    ran = [run_line(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert any(ran)
+
+
 def tasks(rng):
     x, slope = rng.normal(size=(20, 3)).astype(np.float32), rng.normal()
     y = slope * x[:, :1]
@@ -81,12 +131,7 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("page", "which"), [("README.md", 1), ("docs/own_images.md", 0)])
 def test_images_of_ones_own(page, which, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "pretrained/omniglot_5way_1shot", "logs/omniglot5way/run")
-    write_class_folders(tmp_path / "images", {"train": 5}, 1, size=28)
-    shutil.move("images/train", "support")
-    (tmp_path / "query").mkdir()
-    for image in sorted((tmp_path / "support").glob("*/*")):
-        shutil.copy(image, tmp_path / "query" / f"{image.parent.name}_{image.name}")
+    own_images()
     exec(blocks(page, "python")[which], {})
     assert capsys.readouterr().out.startswith("['train_00', 'train_01', 'train_02', 'train_03', 'train_04']\n")
     assert (tmp_path / "exported/saved_model.pb").is_file()

@@ -21,7 +21,7 @@ from tests.tiny import Interpreted
 
 ITERATIONS = 20
 FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "norm": "None"}
-FLAGS |= {"test_num_updates": 1, "meta_batch_size": 2}
+FLAGS |= {"num_updates": 1, "test_num_updates": 1, "meta_batch_size": 2}
 FLAGS |= {"metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
 
 
