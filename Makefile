@@ -22,7 +22,7 @@ run: .venv/installed
 	$(BIN)/python main.py --train=False --test_set=True --logdir=$(LOGDIR)
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 quick: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto --maxprocesses=4 tests/config tests/core tests/kernels tests/models tests/algorithms/test_protonet.py tests/algorithms/test_matching.py

@@ -1,14 +1,17 @@
-"""What `make quick` leaves out, and where tests do without XLA."""
+"""What `make quick` leaves out, what is run first, and where tests do without XLA."""
 
 import pytest
 
 SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
+# The longest: begun last, one of them would keep a process busy when the others are done.
+FIRST = {"test_workers", "test_replicas", "test_kill", "test_algorithms", "test_benchmarks", "test_training"}
 # About flags, folders, files and what is learned: XLA takes longer to compile a network than these take without.
 INTERPRETED = {"test_first_hour", "test_runs", "test_main", "test_family", "test_summaries", "test_learner"}
 INTERPRETED |= {"test_accumulate", "test_augmentation", "test_comparison", "test_network_access", "test_fuzz"}
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in FIRST)
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)

@@ -16,7 +16,7 @@ from tests.image_fixtures import write_class_folders
 
 TRAIN = ("--datasource=folder", "--data_dir=photos", "--image_size=20", "--channels=3", "--num_classes=3")
 TRAIN += ("--update_batch_size=1", "--num_filters=8", "--update_lr=0.1", "--meta_batch_size=2", "--val_tasks=0")
-TRAIN += ("--num_updates=2",)
+TRAIN += ("--num_updates=2", "--test_num_updates=4")
 
 
 @pytest.fixture(scope="module")
