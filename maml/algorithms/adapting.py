@@ -207,7 +207,7 @@ class GradientBased(Adapting):
     def charts(self, weights: Weights, iteration: int) -> dict[str, float]:
         """Learned α, for every tensor and step or as means over a tensor's, and β where it is annealed."""
         shown: dict[str, float] = {}
-        for name in sorted(self.adapted) if self.config.learn_rates != "none" else ():
+        for name in (name for name in weights if RATE + name in weights):  # in the order of the layers
             rates = np.ravel(weights[RATE + name])
             if self.config.learn_rates == "step":
                 shown |= {f"alpha/{name}/step {step}": float(rate) for step, rate in enumerate(rates, start=1)}

@@ -84,7 +84,7 @@ class SummaryWriter:
             names: "loss", and "accuracy" of a classification.
             learned: tags of `charts`; those that differ in what follows the last / share a chart.
         """
-        together = sorted({tag.rsplit("/", 1)[0] for tag in learned})
+        together = dict.fromkeys(tag.rsplit("/", 1)[0] for tag in learned)  # ordered, each once
         categories = {
             "What to look at first": {name: [f"^{CURVE.format(name=name)}$"] for name in names},
             "After every step": {name: [f"^{name}/Pre-update$", f"^{name}/Post-update, "] for name in names},

@@ -21,13 +21,13 @@ from maml.training.evaluation import Evaluator
 from maml.training.updates import make_update
 
 IMAGES = {"datasource": "folder", "image_size": 8, "channels": 1, "num_classes": 3, "update_batch_size": 1}
-IMAGES |= {"query_size": 2, "num_filters": 2, "max_pool": False, "meta_batch_size": 4, "dtype": "float64"}
+IMAGES |= {"query_size": 2, "num_filters": 2, "max_pool": False, "meta_batch_size": 2, "dtype": "float64"}
 SINUSOID = {"norm": "None", "meta_batch_size": 4, "dtype": "float64", "update_batch_size": 3, "test_num_updates": 1}
 TWO = {"num_updates": 2, "test_num_updates": 2, "update_lr": 0.1}
 CASES = {
     "maml, sinusoid": SINUSOID,
-    "maml, images": IMAGES | TWO,
-    "maml, accumulated": IMAGES | TWO | {"accumulate": 2},
+    "maml, images": IMAGES | TWO | {"meta_batch_size": 4},
+    "maml, accumulated": IMAGES | TWO | {"meta_batch_size": 4, "accumulate": 2},
     "first order": IMAGES | TWO | {"stop_grad": True},
     "anil": IMAGES | TWO | {"algorithm": "anil"},
     "metasgd": IMAGES | TWO | {"algorithm": "metasgd"},
@@ -66,10 +66,10 @@ def trained(name: str, config: Config, replicas: int) -> list[np.ndarray]:
         updates = UPDATES.get(name, 2)
         updated = make_update(learner, data, updates)(learner.init_state(), tf.constant(0), tf.constant(updates))
         measures = Evaluator(learner, data).batch(
-            learner.init_state().weights, "train", 0, 4, config.evaluation_updates
+            learner.init_state().weights, "train", 0, 2, config.evaluation_updates
         )
-        once = [values[:4] for values in measures.values()]
-        assert all(len(values) == 4 * replicas for values in measures.values())
+        once = [values[:2] for values in measures.values()]
+        assert all(len(values) == 2 * replicas for values in measures.values())
         return [tensor.numpy().astype(np.float64) for tensor in tf.nest.flatten(updated)] + once
 
 

@@ -164,6 +164,8 @@ def test_learned_rates_and_schedules_are_curves(tmp_path, rates, tags):
     trained = training.train(config, model, data, tmp_path)
     found = events(tmp_path / "train")
     shown = {tag for tag in found.Tags()["tensors"] if tag.startswith(("alpha/", "meta_lr"))}
+    [*charted] = model.charts(trained.state.weights, 0)
+    assert set(charted) == shown and (rates == "none" or charted[0].startswith("alpha/w1/"))
     assert tags <= shown and len(shown) == {"step": 9, "weight": 9, "none": 1}[rates]
     curve = [(event.step, tf.make_ndarray(event.tensor_proto).item()) for event in found.Tensors("meta_lr")]
     np.testing.assert_allclose(curve, [(0, 1e-3), (1, 1e-3), (2, 5.05e-4), (3, 5.05e-4), (4, 1e-5)], rtol=1e-5)
@@ -186,10 +188,10 @@ def test_the_custom_charts_begin_with_what_training_minimises_and_find_the_curve
 
 def test_learned_rates_of_a_weight_share_a_chart(tmp_path):
     writer = SummaryWriter(tmp_path, enabled=True)
-    writer.layout(["loss"], ["alpha/w1/step 1", "alpha/w1/step 2", "alpha/w2/step 1", "meta_lr"])
+    writer.layout(["loss"], ["alpha/w1/step 1", "alpha/w1/step 2", "alpha/b1/step 1", "meta_lr"])
     writer.close()
     [config] = events(tmp_path).Tensors("custom_scalars__config__")
     charts = Layout.FromString(config.tensor_proto.string_val[0]).category[2].chart
-    assert [chart.title for chart in charts] == ["alpha/w1", "alpha/w2", "meta_lr"]
+    assert [chart.title for chart in charts] == ["alpha/w1", "alpha/b1", "meta_lr"], "in the order of the layers"
     assert re.match(charts[0].multiline.tag[0], "alpha/w1/step 2") and re.match(charts[2].multiline.tag[0], "meta_lr")
     assert not re.match(charts[0].multiline.tag[0], "alpha/w11/step 1")
