@@ -6,7 +6,7 @@
 # make figures  draws docs/figures/ from the runs under logs/, training those that are missing
 # make compare  trains and tests MAML and other algorithms, BUDGET seconds each, and writes docs/compare.md
 # make demo     shows a page to draw on, in the browser
-# make docs     builds the site of the guides and the public names: docs/_build/docs/index.html
+# make docs     builds the site of the guides and the public names: docs/_build/html/docs/index.html
 # make bench    measures a meta-update beside the official structure and beside its bare arithmetic
 PYTHON ?= python3
 ITERATIONS ?= 70000
@@ -45,7 +45,7 @@ demo: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --fail-on-warning --quiet --builder html -c docs . docs/_build
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --fail-on-warning --quiet --builder html -c docs . docs/_build/html
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`, then open docs/_build/docs/index.html. The guides are plain Markdown."""
+"""How Sphinx builds the site: `make docs`, then open docs/_build/html/docs/index.html. The guides are plain Markdown."""
 
 import maml
 
