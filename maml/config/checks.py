@@ -25,7 +25,7 @@ def check(config: "Config", given: Collection[str] = ()) -> None:
         if not config.uses(field.name) and (field.name in given or value != field.default):
             raise UserError(
                 f"--{field.name} has no meaning with --algorithm={config.algorithm}; it is for "
-                f"{' and '.join(algorithms.users(field.name))}: leave it out, or choose that --algorithm"
+                f"{', '.join(algorithms.users(field.name))}: leave it out, or choose that --algorithm"
             )
     if config.meta_batch_size % config.accumulate:
         small = [n for n in range(1, math.isqrt(config.meta_batch_size) + 1) if not config.meta_batch_size % n]

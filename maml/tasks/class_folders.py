@@ -108,6 +108,11 @@ def split_folders(data_dir: str) -> dict[str, str]:
     return found
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 class", "2 classes"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def shared_between_splits(data_dir: str) -> list[str]:
     """Classes of one name, and files of the same bytes, that lie in more than one split; a line each."""
     classes = {split: read_classes(folder).paths for split, folder in split_folders(data_dir).items()}
@@ -117,11 +122,13 @@ def shared_between_splits(data_dir: str) -> list[str]:
         for second in splits[i + 1 :]:
             names = sorted(classes[first].keys() & classes[second].keys())
             if names:
-                lines.append(f"{len(names)} classes are in {first} and in {second}: {listed(names)}")
+                verb = "is" if len(names) == 1 else "are"
+                lines.append(f"{counted(len(names), 'class')} {verb} in {first} and in {second}: {listed(names)}")
     copies = _copies([(split, path) for split in splits for paths in classes[split].values() for path in paths])
     if copies:
         pairs = [" = ".join(os.path.relpath(path, data_dir) for path in paths) for paths in copies]
-        lines.append(f"{len(copies)} images are in more than one split, byte for byte: {listed(pairs)}")
+        verb = "is" if len(copies) == 1 else "are"
+        lines.append(f"{counted(len(copies), 'image')} {verb} in more than one split, byte for byte: {listed(pairs)}")
     return lines
 
 

@@ -86,8 +86,8 @@ def test_classes_and_copies_in_two_splits_are_named(tmp_path):
     picture(tmp_path / "val" / "train_00" / "other.png")
     os.link(tmp_path / "train" / "train_01" / "000.png", tmp_path / "test" / "test_01" / "copy.png")
     lines = shared_between_splits(str(tmp_path))
-    assert lines[0] == "1 classes are in train and in val: train_00"
-    assert lines[1].startswith("1 images are in more than one split, byte for byte: ")
+    assert lines[0] == "1 class is in train and in val: train_00"
+    assert lines[1].startswith("1 image is in more than one split, byte for byte: ")
     assert os.path.join("train", "train_01", "000.png") in lines[1]
     assert os.path.join("test", "test_01", "copy.png") in lines[1]
 

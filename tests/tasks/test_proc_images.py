@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -753,15 +754,30 @@ def test_the_division_that_is_advised_fits(classes):
 
 
 def test_own_data_that_cannot_be_divided(tmp_path, capsys):
-    write_class_folders(tmp_path, {"photos": 3}, per_class=1)
+    write_class_folders(tmp_path, {"photos": 6}, per_class=1)
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos")
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos")
     assert "needs --output" in refused(capsys, "--make_splits", "--source", "photos", "--output", "photos/own")
     assert "no such folder" in refused(capsys, "--make_splits", "--source", "none", "--output", "own")
-    assert "val would have 1 classes, and a task needs 2" in refused(
+    assert "val would have 1 class, and a task needs 2" in refused(
         capsys, "--make_splits", "--source", "photos", "--output", "own", "--splits", "1,1,1"
     ).replace("train would", "val would")
+    assert "train would have 0 classes of 2 images or more, and a task needs 2" in refused(
+        capsys, "--make_splits", "--source", "photos", "--output", "own", "--splits", "2,2,2"
+    )
     assert not Path("own").exists(), "nothing is written for a split that no training takes"
+
+
+def test_a_class_of_a_single_image_does_not_count(tmp_path, capsys):
+    """The command that is printed leaves it out, and the training does."""
+    write_class_folders(tmp_path / "photos", {"train": 6, "val": 4, "test": 4}, per_class=8, size=20)
+    write_class_folders(tmp_path / "more", dict.fromkeys(("train", "val", "test"), 7), per_class=1, size=20)
+    for split in ("train", "val", "test"):
+        shutil.move(f"more/{split}/{split}_06", f"photos/{split}/single")
+    assert proc_images.main(["--make_splits", "--source", "photos", "--output", "own"]) == 0
+    printed = capsys.readouterr().out
+    assert "is split already" in printed
+    assert "--num_classes=4 --update_batch_size=4 --query_size=4" in printed
 
 
 # The official tables

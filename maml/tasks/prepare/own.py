@@ -8,7 +8,7 @@ import numpy as np
 from maml import commands
 from maml.config import Config
 from maml.errors import UserError
-from maml.tasks.class_folders import SPLITS, read_classes, split_folders, unwrapped
+from maml.tasks.class_folders import SPLITS, counted, read_classes, split_folders, unwrapped
 from maml.tasks.image_files import ImageFile, is_image, opener
 from maml.tasks.prepare.pictures import Found, Picture, prepared_name
 
@@ -35,7 +35,8 @@ def find(source: str, output: str, splits: str, seed: int, size: int) -> tuple[F
     classes = read_classes(folder)
     names = divide(sorted(classes.paths), splits, seed)
     chosen = {split: {name: classes.paths[name] for name in names[split]} for split in SPLITS}
-    notes = [f"{source}: {len(classes.paths)} classes, {sum(map(len, classes.paths.values()))} images"]
+    images = sum(map(len, classes.paths.values()))
+    notes = [f"{source}: {counted(len(classes.paths), 'class')}, {counted(images, 'image')}"]
     return Found("own", _pictures(chosen), size), notes + classes.notes(folder)
 
 
@@ -57,14 +58,18 @@ def training_command(output: str, found: Found) -> str:
     """
     given = {"datasource": "folder", "data_dir": output}
     sizes = class_sizes(found)
+    usable = {split: sorted(size for size in of_split.values() if size > 1) for split, of_split in sizes.items()}
     for split, of_split in sizes.items():
         if len(of_split) < 2:
             advice = advised_splits(sum(map(len, sizes.values())))
-            raise UserError(f"{split} would have {len(of_split)} classes, and a task needs 2: {advice}")
-    ways = min(Config.num_classes, *map(len, sizes.values()))
-    images = min(sorted(of_split.values())[-ways] for of_split in sizes.values())  # that so many classes have
-    if images < 2:
-        raise UserError("a task needs classes of 2 images at least, for its support and its query set: add images")
+            raise UserError(f"{split} would have {counted(len(of_split), 'class')}, and a task needs 2: {advice}")
+        if len(usable[split]) < 2:
+            raise UserError(
+                f"{split} would have {counted(len(usable[split]), 'class')} of 2 images or more, and a task needs 2, "
+                "with an image for its support and one for its query set: add images"
+            )
+    ways = min(Config.num_classes, *map(len, usable.values()))
+    images = min(of_split[-ways] for of_split in usable.values())  # that so many classes have
     _, shots, queries = Config.from_flags(given).task_size("train")
     flags = [f"--num_classes={ways}"] if ways < Config.num_classes else []
     if images < shots + queries:
