@@ -35,13 +35,14 @@ FAMILY: dict[str, dict[str, Any]] = {
     "the last three, MAML++": {"learn_rates": "step", "multi_step_loss_num_epochs": 10, "per_step_bn": True},
 }
 JAX_VMAP, JAX_MAP, TORCH_VMAP, TORCH_LOOP = "JAX vmap", "JAX map", "PyTorch vmap", "PyTorch loop"
-KERAS = "Keras"
+KERAS, LEARN2LEARN = "Keras", "learn2learn"
 PEERS = {  # and the package of each
     KERAS: "keras",
     JAX_VMAP: "jax",
     JAX_MAP: "jax",
     TORCH_VMAP: "torch",
     TORCH_LOOP: "torch",
+    LEARN2LEARN: "learn2learn",
 }
 
 UPDATES_IN_A_LOOP = 1000  # between two printed lines, as training runs the fully connected networks

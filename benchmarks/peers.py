@@ -3,8 +3,8 @@
   python -m benchmarks.peers
   python -m benchmarks.peers --settings omniglot_5w1s --formulations "PyTorch loop"
 
-JAX and PyTorch are no requirements of the project: `pip install jax torch`; what is missing stays
-empty. Writes benchmarks/results/peers.md and .json after every setting.
+JAX, PyTorch and learn2learn are no requirements of the project: `pip install jax torch learn2learn`; what is missing
+stays empty. Writes benchmarks/results/peers.md and .json after every setting.
 """
 
 import argparse
@@ -17,7 +17,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.formulations import JAX_MAP, JAX_VMAP, KERAS, OURS, PEERS, TORCH_LOOP, TORCH_VMAP, UPDATES_IN_A_LOOP
+from benchmarks.formulations import (
+    JAX_MAP,
+    JAX_VMAP,
+    KERAS,
+    LEARN2LEARN,
+    OURS,
+    PEERS,
+    TORCH_LOOP,
+    TORCH_VMAP,
+    UPDATES_IN_A_LOOP,
+)
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting
 from benchmarks.speed import AGREEMENT, RESULTS, agree, spread
@@ -31,6 +41,7 @@ TITLES = {
     JAX_MAP: "JAX, `lax.map`",
     TORCH_VMAP: "PyTorch, `vmap`",
     TORCH_LOOP: "PyTorch, a loop",
+    LEARN2LEARN: "learn2learn",
 }
 EXPLANATION = """\
 - Times are medians (and quartiles) over repetitions that take turns, each formulation in a process of its own with its
@@ -44,6 +55,8 @@ EXPLANATION = """\
 - *JAX*: `jax.grad` of a task, under `jax.vmap` or one task after the other in `lax.map`; the whole update is under
   `jax.jit`. *PyTorch*: `torch.func.grad` under `torch.func.vmap`, or a loop over the tasks with `torch.autograd.grad`;
   its own batch-norm and Adam (fused). `benchmarks/peer_jax.py`, `benchmarks/peer_torch.py`.
+- *learn2learn*: its `MAML` around the PyTorch network, `clone` and `adapt` for one task after the other
+  (`benchmarks/peer_learn2learn.py`).
 - The sinusoid is {loop} updates a call in ours, which samples new episodes inside, and in JAX, on the same episodes
   (`lax.fori_loop`); PyTorch is called for every update.
 """

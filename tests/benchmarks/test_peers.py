@@ -1,4 +1,4 @@
-"""JAX and PyTorch compute our meta-gradient; a report without them is whole."""
+"""JAX, PyTorch and learn2learn compute our meta-gradient; a report without them is whole."""
 
 import importlib
 
@@ -22,20 +22,38 @@ def in_jax(model, weights, episodes, vmap: bool) -> tuple[float, Weights]:
     jax = pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
     library = importlib.import_module("benchmarks.peer_jax")
     with jax.enable_x64(True):
-        return jax.jit(lambda *given: library.gradient(model.config, model.model, *given, vmap, 0))(weights, episodes)
+        compute = jax.jit(lambda *given: library.meta_gradient(model.config, model.model, *given, vmap))
+        return compute(weights, episodes)
 
 
 def in_torch(model, weights, episodes, vmap: bool) -> tuple[float, Weights]:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     library = importlib.import_module("benchmarks.peer_torch")
     leaves, tasks = library.to_torch(model.config, model.model, weights, episodes)
-    loss = library.gradient(model.config, model.model, leaves, tasks, vmap, 0)
-    gradient = {name: leaf.grad.numpy() for name, leaf in leaves.items()}
-    return float(loss), {name: g.transpose(2, 3, 1, 0) if g.ndim == 4 else g for name, g in gradient.items()}
+    loss = library.meta_gradient(model.config, model.model, leaves, tasks, vmap)
+    return float(loss), gradients_of(leaves)
 
 
-@pytest.mark.parametrize("vmap", [True, False])
-@pytest.mark.parametrize("library", [in_jax, in_torch])
+def in_learn2learn(model, weights, episodes, vmap: bool) -> tuple[float, Weights]:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed: pip install learn2learn")
+    to_torch = importlib.import_module("benchmarks.peer_torch").to_torch
+    library = importlib.import_module("benchmarks.peer_learn2learn")
+    leaves, tasks = to_torch(model.config, model.model, weights, episodes)
+    module = library.Adapted(model.model, leaves)
+    loss = library.meta_gradient(model.config, module, tasks)
+    return float(loss), gradients_of(module.learned())
+
+
+def gradients_of(leaves) -> Weights:
+    """PyTorch's gradients, in TensorFlow's layout."""
+    found = {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+    return {name: g.transpose(2, 3, 1, 0) if g.ndim == 4 else g for name, g in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("library", "vmap"),
+    [(in_jax, True), (in_jax, False), (in_torch, True), (in_torch, False), (in_learn2learn, False)],
+)
 @pytest.mark.parametrize(("kind", "norm", "steps"), KINDS)
 def test_peers_give_our_meta_loss_and_meta_gradient(kind, norm, steps, library, vmap):
     model = tiny_model(kind, norm, num_updates=steps)
@@ -68,7 +86,7 @@ def test_what_cannot_be_measured_stays_empty_and_says_why(tmp_path, monkeypatch,
     assert peers.main(["--settings", "toy", "--repetitions", "1", "--output", str(tmp_path)]) == 0
     text = (tmp_path / "peers.md").read_text()
     cells = next(line for line in text.splitlines() if line.startswith(f"| {ALL['toy'].title}")).split("|")[2:-1]
-    assert [bool(cell.strip()) for cell in cells] == [True, True, True, False, True, False]
+    assert [bool(cell.strip()) for cell in cells] == [True, True, True, False, True, False, True]
     assert "too slow" in text
     assert "'JAX map' is 1.1" in text
 
@@ -81,4 +99,4 @@ def test_missing_libraries_are_named_and_ours_is_measured(tmp_path, monkeypatch,
     text = (tmp_path / "peers.md").read_text()
     assert "- jax is not installed: pip install jax" in text
     cells = next(line for line in text.splitlines() if line.startswith(f"| {ALL['toy'].title}")).split("|")[2:-1]
-    assert [bool(cell.strip()) for cell in cells] == [True, False, False, False, False, False]
+    assert [bool(cell.strip()) for cell in cells] == [True, False, False, False, False, False, False]
