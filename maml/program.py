@@ -26,7 +26,7 @@ from maml import __version__, commands
 from maml.config import Config, names_of
 from maml.config.flags import UNSET
 from maml.config.record import expanded
-from maml.devices.cluster import Cluster, agreed, from_environment
+from maml.devices.cluster import Cluster, agreed, from_environment, together
 from maml.errors import UserError
 from maml.files import write_text
 from maml.machine import cores, processor, versions
@@ -396,11 +396,16 @@ def main(argv: list[str]) -> int:
         cluster = from_environment()
         if cluster and (given.get("predict") or given.get("check_gradients")):
             raise UserError("--predict and --check_gradients are for one process: unset TF_CONFIG, or leave srun out")
+        if cluster:  # before the meeting: behind it all start at once
+            with quiet_stderr():
+                import tensorflow  # noqa: F401
         found = agreed(cluster, facts(given), lambda: resolved(given)) if cluster else resolved(given)
         config = Config(**found["config"])
         if "data_dir" in given:  # each worker has its own
             config = config.replace(data_dir=given["data_dir"])
-        with set_up_tensorflow(config, cluster).scope():
+        with together(cluster):
+            strategy = set_up_tensorflow(config, cluster)
+        with strategy.scope():
             return run(config, Path(found["folder"]) if found["folder"] else None, found["notes"])
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)

@@ -4,10 +4,12 @@ TensorFlow waits for missing workers, too, but with Python locked: no line, no C
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +22,16 @@ GREETING = "maml-worker"
 FIRST_PORT, PORTS = 20_000, 10_000  # of a Slurm job, by its number
 EXAMPLE = '{"cluster": {"worker": ["host0:port", "host1:port"]}, "task": {"type": "worker", "index": 0}}'
 LONGEST_LINE = 1_000_000
+STARTS_WITHIN = 60.0  # seconds from the meeting: of TensorFlow's devices and connections
+# Says a line after so many seconds, unless it hears something before.
+WATCH = """
+import sys, threading
+timer = threading.Timer(float(sys.argv[1]), lambda: print(sys.argv[2], file=sys.stderr, flush=True))
+timer.daemon = True
+timer.start()
+sys.stdin.read(1)
+timer.cancel()
+"""
 PATIENCE = 10.0  # seconds before the first line about who is missing; then twice as long, and so on
 
 
@@ -121,6 +133,27 @@ def agreed(cluster: Cluster, facts: Mapping[str, str], decide: Callable[[], dict
         if cluster.number == 0:
             return _lead(cluster, facts, decide, listening)
     return _follow(cluster, facts)
+
+
+@contextlib.contextmanager
+def together(cluster: Cluster | None):
+    """What all workers begin together after they have met: ends this process with one line if one does not come.
+
+    TensorFlow would wait for it with Python locked, and hear neither Ctrl-C nor SIGTERM: so another process
+    says it, and a thread of C ends this one.
+    """
+    if not cluster:
+        yield
+        return
+    line = f"another worker is gone: after {STARTS_WITHIN:.0f} s not all that met have started; start all of them again"
+    command = [sys.executable, "-S", "-c", WATCH, str(STARTS_WITHIN), line]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as watch, open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(STARTS_WITHIN + 1, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            watch.communicate(b"started")
 
 
 @contextlib.contextmanager

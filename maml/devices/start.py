@@ -5,7 +5,7 @@ import re
 
 import tensorflow as tf
 
-from maml.devices.cluster import Cluster, agreed, from_environment
+from maml.devices.cluster import Cluster, agreed, from_environment, together
 from maml.errors import UserError
 from maml.machine import versions
 
@@ -25,9 +25,11 @@ def strategy(devices: str = "", cluster: Cluster | None = None) -> tf.distribute
     Raises:
         UserError: there are fewer devices.
     """
-    kind = _choose(devices)
     if cluster is None and (cluster := from_environment()):
         agreed(cluster, versions(), dict)
+        with together(cluster):
+            return strategy(devices, cluster)
+    kind = _choose(devices)
     tf.get_logger().setLevel("ERROR")  # else every exchange is announced
     if cluster:
         _without_proxy(cluster)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from maml.launch import environment_of, free_ports
 from tests import kill
 from tests.command_line import ROOT, run_here
 from tests.kill import tensors
@@ -63,6 +64,33 @@ def test_workers_that_do_not_divide_the_batch_or_have_no_run_end_with_one_line(t
     process = launch(tmp_path, *TEST)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1 and "no run under runs" in err and "Traceback" not in err
+
+
+STARTED = """
+import os, sys
+from maml import program
+from maml.devices import cluster
+cluster.STARTS_WITHIN = 3.0
+if os.environ["TF_CONFIG"].endswith('"index": 1}}'):
+    program.set_up_tensorflow = lambda *arguments: os._exit(0)  # goes away behind the meeting
+program.define_flags()
+sys.exit(program.main(program.parse(["main.py", "--norm=None", "--meta_batch_size=2"])))
+"""
+
+
+def test_a_worker_that_goes_away_behind_the_meeting_is_not_waited_for(tmp_path):
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    chief, gone = (
+        subprocess.Popen(
+            [sys.executable, "-c", STARTED], env=environment_of(index, addresses) | {"PYTHONPATH": str(ROOT)}, **options
+        )
+        for index in range(2)
+    )
+    _, err = chief.communicate(timeout=100)
+    assert gone.wait() == 0 and chief.returncode == 1
+    assert err.startswith("another worker is gone") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 OWN = """
