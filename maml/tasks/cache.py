@@ -15,13 +15,15 @@ import struct
 import sys
 import time
 import zlib
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 _MAGIC = b"MAMLIMG2"  # the digit rises whenever the layout or the preparation of images changes
 _START = struct.Struct("<8sQI")  # magic, length of the JSON header, its CRC-32
 _ALIGNMENT = 64
+_SHORT_FACTS = 200  # bytes of a header left for what is known in the end: the key, and a hash of the pixels
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 
 
@@ -66,6 +68,55 @@ def load(path: str, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
         return None
 
 
+class Room(NamedTuple):
+    """Room on the disk for the pixels of a cache file.
+
+    images: uint8 [rows, columns], memory-mapped: to be filled.
+    keep: `keep(key, facts)` makes the file of it; returns its path, or "" if that fails, which one line says.
+    """
+
+    images: np.ndarray
+    keep: Callable[[str, dict[str, Any]], str]
+
+
+@contextlib.contextmanager
+def room(places: list[str], shape: tuple[int, int], known: dict[str, Any]) -> Iterator[Room | None]:
+    """Room for pixels, of which there may be more than memory, at the first of `places` whose folder can be written.
+
+    None where there is no such folder or no room. What is not kept is gone behind the block.
+
+    Args:
+        places: paths, see `paths`.
+        shape: of the pixels.
+        known: of the facts, all but short ones.
+    """
+    path = next((place for place in places if _writable(os.path.dirname(place))), "")
+    if not path or not hasattr(os, "posix_fallocate"):  # Windows does not move a file that is mapped
+        yield None
+        return
+    length = len(_header("", shape, known)) + _SHORT_FACTS
+    offset = _aligned(_START.size + length)
+    with _temporary(path) as (temporary, file):
+        if not _reserved(file, offset + shape[0] * shape[1]):
+            yield None
+            return
+
+        def keep(key: str, facts: dict[str, Any]) -> str:
+            header = _header(key, shape, facts).ljust(length)
+            try:
+                images.flush()
+                file.seek(0)
+                file.write(_START.pack(_MAGIC, length, zlib.crc32(header)) + header)
+                _moved(file, temporary, path)
+            except OSError as error:
+                _warn(path, error)
+                return ""
+            return path
+
+        images = np.memmap(file, np.uint8, "r+", offset, shape)
+        yield Room(images, keep)
+
+
 def store(places: list[str], key: str, images: np.ndarray, facts: dict[str, Any]) -> str:
     """Writes a cache file at the first of `places` whose folder can be written.
 
@@ -81,20 +132,41 @@ def store(places: list[str], key: str, images: np.ndarray, facts: dict[str, Any]
     Returns:
         The path that was written, or "".
     """
-    header = json.dumps({"key": key, "shape": list(images.shape), "facts": facts}).encode()
+    header = _header(key, images.shape, facts)
     start = _START.pack(_MAGIC, len(header), zlib.crc32(header)) + header
     start = start.ljust(_aligned(len(start)), b"\0")
     for path in places:
         if not _writable(os.path.dirname(path)):
             continue
         try:
-            _write(path, start, images)
+            with _temporary(path) as (temporary, file):
+                file.write(start)
+                file.write(np.ascontiguousarray(images).data)
+                _moved(file, temporary, path)
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-            print(f"warning: {path} could not be written ({reason}); going on without it", file=sys.stderr)
+            _warn(path, error)
             return ""
         return path
     return ""
+
+
+def _reserved(file: BinaryIO, size: int) -> bool:
+    """Whether the disk has room for a file of this size: a mapped file that finds none ends the process."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        file.truncate(0)
+        return False
+    return True
+
+
+def _header(key: str, shape: tuple[int, ...], facts: dict[str, Any]) -> bytes:
+    return json.dumps({"key": key, "shape": list(shape), "facts": facts}).encode()
+
+
+def _warn(path: str, error: OSError) -> None:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+    print(f"warning: {path} could not be written ({reason}); going on without it", file=sys.stderr)
 
 
 def _aligned(length: int) -> int:
@@ -119,21 +191,24 @@ def _writable(folder: str) -> bool:
     return True
 
 
-def _write(path: str, start: bytes, images: np.ndarray) -> None:
-    """Writes to a temporary file beside `path`, then moves it there in one step."""
+@contextlib.contextmanager
+def _temporary(path: str) -> Iterator[tuple[str, BinaryIO]]:
+    """A file beside `path`, and its name; behind the block it is gone, unless it was moved."""
     _remove_abandoned(path)
     temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "xb") as file:
-            file.write(start)
-            file.write(np.ascontiguousarray(images).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        with open(temporary, "x+b") as file:
+            yield temporary, file
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
+
+
+def _moved(file: BinaryIO, temporary: str, path: str) -> None:
+    """Brings a file to the disk and moves it to its place, in one step."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _remove_abandoned(path: str) -> None:

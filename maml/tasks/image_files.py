@@ -128,7 +128,12 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def decode(
-    files: list[ImageFile], convert: Callable[[Image.Image], np.ndarray], pixels: int, label: str, way_out: str
+    files: list[ImageFile],
+    convert: Callable[[Image.Image], np.ndarray],
+    pixels: int,
+    label: str,
+    way_out: str,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Opens and converts images, with a progress bar on a terminal.
 
@@ -138,6 +143,7 @@ def decode(
         pixels: bytes a row.
         label: what is read, for the bar and the message.
         way_out: what to do about unreadable images.
+        rows: where to put them; None: in memory.
 
     Returns:
         uint8 [files, pixels].
@@ -145,7 +151,7 @@ def decode(
     Raises:
         UserError: some images are unreadable.
     """
-    rows = np.empty((len(files), pixels), np.uint8)
+    rows = np.empty((len(files), pixels), np.uint8) if rows is None else rows
     failed: list[tuple[int, str]] = []
 
     def read(index: int) -> None:

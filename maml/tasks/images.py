@@ -151,11 +151,14 @@ def _kept(places: list[str], source: Source) -> ImageSplit:
             images, facts = found
             counts, names = np.array(facts["counts"], np.int64), tuple(facts["names"])
             return ImageSplit(images, counts, names, facts.get("content") or content_of(images, counts, names))
-    check_fits(source)
-    built = source.build()
-    built = built._replace(content=content_of(built.images, built.counts, built.names))
-    facts = {"counts": built.counts.tolist(), "names": list(built.names), "content": built.content}
-    written = cache.store(places, source.key, built.images, facts)
+    known = {"counts": list(source.counts), "names": list(source.names)}
+    with cache.room(places, source.shape, known) if source.shape else contextlib.nullcontext() as room:
+        if room is None:
+            check_fits(source)
+        built = source.build(room.images if room else None)
+        built = built._replace(content=content_of(built.images, built.counts, built.names))
+        facts = {"counts": built.counts.tolist(), "names": list(built.names), "content": built.content}
+        written = room.keep(source.key, facts) if room else cache.store(places, source.key, built.images, facts)
     found = cache.load(written, source.key) if written else None
     return built._replace(images=found[0]) if found else built
 
@@ -179,18 +182,21 @@ def _class_folders(datasource: str, data_dir: str, split: str, size: int, channe
     for note in classes.notes(folder):
         print(f"note: {note}", file=sys.stderr)
     key = key_of((path for paths in classes.paths.values() for path in paths), folder)
-    images = sum(map(len, classes.paths.values()))
+    counts = tuple(map(len, classes.paths.values()))
     build = functools.partial(_build_classes, classes.paths, f"{datasource} {split}", size, channels)
-    return Source(key, build, images * size * size * channels, folder)
+    return Source(key, build, (sum(counts), size * size * channels), counts, tuple(classes.paths), folder)
 
 
-def _build_classes(classes: dict[str, list[str]], label: str, size: int, channels: int) -> ImageSplit:
+def _build_classes(
+    classes: dict[str, list[str]], label: str, size: int, channels: int, rows: np.ndarray | None
+) -> ImageSplit:
     images = decode(
         [ImageFile(path, opener(path)) for paths in classes.values() for path in paths],
         functools.partial(fit, size=size, channels=channels),
         size * size * channels,
         label,
         "replace or remove them",
+        rows,
     )
     counts = np.array([len(paths) for paths in classes.values()], np.int64)
     return ImageSplit(images, counts, tuple(classes))

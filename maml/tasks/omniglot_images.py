@@ -117,7 +117,9 @@ def plus_plus_order(characters: Iterable[tuple[str, str]]) -> list[tuple[str, st
     return [order[place] for place in places]
 
 
-def _build_omniglot(parts: list[_Part], split: str, size: int, resize: str, conventions: str) -> ImageSplit:
+def _build_omniglot(
+    parts: list[_Part], split: str, size: int, resize: str, conventions: str, rows: np.ndarray | None
+) -> ImageSplit:
     with contextlib.ExitStack() as stack:
         drawings: dict[tuple[str, str], list[ImageFile]] = {}
         for part in parts:
@@ -133,6 +135,7 @@ def _build_omniglot(parts: list[_Part], split: str, size: int, resize: str, conv
             size * size,
             f"omniglot {split}",
             f"delete the archives and download them again with `{download_command()}`",
+            rows,
         )
     counts = np.full(len(names), DRAWINGS, np.int64)
     return ImageSplit(images, counts, tuple("/".join(name) for name in names))

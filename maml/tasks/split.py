@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -33,24 +34,28 @@ class Source(NamedTuple):
     """What a split is made of.
 
     key: changes when the files do; cheap to compute.
-    build: reads and prepares the images.
-    size: bytes of the prepared images; 0 if that is little.
+    build: reads and prepares the images, into the rows that it is given or into new ones.
+    shape: of the images, if they are many: [total, height * width * channels].
+    counts, names: of the split, where the shape is known.
     name: for messages.
     """
 
     key: str
-    build: Callable[[], ImageSplit]
-    size: int = 0
+    build: Callable[[np.ndarray | None], ImageSplit]
+    shape: tuple[int, int] | None = None
+    counts: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
     name: str = ""
 
 
 def check_fits(source: Source) -> None:
-    """Raises UserError if a split's images do not fit into memory, where they are prepared before they are kept."""
-    there = physical_memory()
-    if there is not None and source.size > there:
+    """Raises UserError if images that cannot be prepared on disk do not fit into memory."""
+    there, size = physical_memory(), math.prod(source.shape or (0,))
+    if there is not None and size > there:
         raise UserError(
-            f"{source.name}: its images take {source.size / 2**30:,.1f} GiB while they are prepared, and this "
-            f"machine has {there / 2**30:,.1f}: lower --image_size or --channels, or train on fewer images"
+            f"{source.name}: its images take {size / 2**30:,.1f} GiB, they cannot be kept on disk, and this machine "
+            f"has {there / 2**30:,.1f} GiB of memory: name a folder with room in MAML_CACHE_DIR, lower --image_size "
+            "or --channels, or train on fewer images"
         )
 
 

@@ -126,8 +126,8 @@ def test_data_that_cannot_fit_is_refused_before_it_is_read(monkeypatch):
         raise AssertionError("was read")
 
     with pytest.raises(UserError, match=r"x/train: its images take 1,\d+\.\d GiB.*lower --image_size"):
-        check_fits(Source("", read, 2**40, "x/train"))
-    check_fits(Source("", read, 2**20, "x/train"))
+        check_fits(Source("", read, (2**20, 2**20), name="x/train"))
+    check_fits(Source("", read, (2**10, 2**10), name="x/train"))
 
 
 def test_the_lock_of_windows(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import tensorflow as tf
 
 from maml.config import Config
 from maml.data_generator import DataGenerator, resident
-from maml.tasks import cache, images
+from maml.errors import UserError
+from maml.tasks import cache, images, split
 from maml.tasks.images import load_split
 from maml.tasks.split import ImageSplit
 from tests.image_fixtures import write_class_folders
@@ -168,6 +170,40 @@ def test_a_full_disk_gives_one_warning_and_leaves_nothing(folder):
     assert out.startswith("ndarray") and int(out.split()[1]) == np.sum(load(folder).images, dtype=np.int64)
     assert err.count("\n") == 1 and err.startswith("warning:") and "going on without it" in err
     assert [name for name in kept_files(folder) if name.endswith(".tmp")] == []
+
+
+def test_images_are_decoded_into_their_file(folder, monkeypatch):
+    """Not into memory, which need not hold them: even less of it than one image takes is enough."""
+    seen, decode = [], images.decode
+
+    def watched(*given):
+        seen.append(given[-1])
+        return decode(*given)
+
+    monkeypatch.setattr(images, "decode", watched)
+    monkeypatch.setattr(split, "physical_memory", lambda: 1000)
+    kept = load(folder)
+    assert isinstance(seen[0], np.memmap) and len(kept_files(folder)) == 1
+    monkeypatch.undo()
+    shutil.rmtree(folder / ".cache")
+    (folder / ".cache").write_bytes(b"")
+    monkeypatch.setenv("MAML_CACHE_DIR", str(folder / ".cache"))
+    np.testing.assert_array_equal(load(folder).images, kept.images)
+    monkeypatch.setattr(split, "physical_memory", lambda: 1000)
+    with pytest.raises(UserError, match="they cannot be kept on disk, and this machine has"):
+        load(folder)
+
+
+def test_a_disk_without_room_is_found_before_images_are_read(folder, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    expected = load(folder).images
+    shutil.rmtree(folder / ".cache")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "fsync", full)
+    np.testing.assert_array_equal(load(folder).images, expected)
+    assert capsys.readouterr().err.count("the disk is full") == 1 and kept_files(folder) == []
 
 
 def test_a_full_disk_is_called_so(folder, monkeypatch, capsys):
