@@ -61,8 +61,9 @@ def _walk(folder: str, name: str, found: Classes) -> bool:
         raise UserError(f"{folder}: lies more than {DEEPEST} folders deep; does a link lead back to a folder above it?")
     folders, files = visible(folder)
     below = name and name + "/"
-    images = [entry.path for entry in files if is_image(entry.name) and name]
-    found.ignored.extend(below + entry.name for entry in files if not (is_image(entry.name) and name))
+    images = [entry.path for entry in files if is_image(entry.name)] if name else []
+    if len(images) < len(files):
+        found.ignored.extend(below + entry.name for entry in files if not (name and is_image(entry.name)))
     deeper = [entry.name for entry in folders if _walk(entry.path, below + entry.name, found)]
     if images and deeper:
         raise UserError(
@@ -134,7 +135,7 @@ def shared_between_splits(data_dir: str) -> list[str]:
 
 def _copies(files: list[tuple[str, str]]) -> list[list[str]]:
     """Groups of (split, path) files with the same bytes in different splits."""
-    for key in (_size, _content):
+    for key in (_size, _end, _content):
         groups: dict[object, list[tuple[str, str]]] = {}
         for split, path in files:
             groups.setdefault(key(path), []).append((split, path))
@@ -147,10 +148,19 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.isfile(path) else -1
 
 
-def _content(path: str) -> bytes:
+def _end(path: str) -> bytes:
+    """The last bytes, which differ between nearly all files and are read sooner than all of them."""
     if not os.path.isfile(path):  # a pipe; decoding it names it
         return os.fsencode(path)
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
+        file.seek(-min(64, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read(64)
+
+
+def _content(path: str) -> bytes:
+    if not os.path.isfile(path):
+        return os.fsencode(path)
+    with open(path, "rb", buffering=0) as file:
         return hashlib.blake2b(file.read()).digest()
 
 
