@@ -19,6 +19,7 @@ from maml.config import Config, names_of
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
 from maml.learner import learner_of, refuse_own
+from maml.terminal import aligned, table
 from maml.training.evaluation import Evaluator, TestResult
 from maml.training.runs import RUN_FILE, find_run, run_folders
 from maml.training.summaries import CURVE, Point, read_curve
@@ -78,12 +79,20 @@ class Comparison(NamedTuple):
     tasks: int
 
     def __str__(self) -> str:
-        """The table, a line a setting."""
+        """The table in plain lines, a line a setting, and what it says."""
+        return f"{aligned(*self.cells())}\n{self.note}"
+
+    @property
+    def note(self) -> str:
+        """What the numbers are of."""
+        return f"{self.tasks} tasks, the same for all; differences are to the first row, task by task"
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """The table's header and its rows."""
         accuracy = self.rows[0].runs[0].config.classification
         scale, unit = (100, "accuracy, %") if accuracy else (1, "mean squared error")
-        lines = [
-            [unit, "before", "after", "± over tasks", "± over runs", "difference", "iterations", "parameters", "time"]
-        ]
+        header = [unit, "before", "after", "± over tasks", "± over runs", "difference", "iterations"]
+        lines = []
         for row in self.rows:
             befores = [run.before.mean() for run in row.runs if run.before is not None]
             first = row is self.rows[0]
@@ -100,14 +109,7 @@ class Comparison(NamedTuple):
                     _duration(float(np.mean([run.seconds for run in row.runs]))),
                 ]
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return (
-            "\n".join(
-                "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(each))
-                for each in (list(zip(line, widths, strict=True)) for line in lines)
-            )
-            + f"\n{self.tasks} tasks, the same for all; differences are to the first row, task by task"
-        )
+        return [*header, "parameters", "time"], lines
 
     def figure(self, path: str | os.PathLike) -> None:
         """Draws the validation curves, a line a setting with the range of its seeds.
@@ -275,7 +277,7 @@ def main() -> int:
     flags = {"test_checkpoint": args.test_checkpoint} | ({"data_dir": args.data_dir} if args.data_dir else {})
     try:
         found = compare(args.logdirs, args.tasks, seed=args.seed, **flags)
-        print(found)
+        print(table(*found.cells()), found.note, sep="\n")
         if args.figure:
             found.figure(args.figure)
             print(f"Drawn: {args.figure}")

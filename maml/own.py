@@ -28,6 +28,7 @@ from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
 from maml.tasks.image_files import listed
 from maml.tasks.own import OwnTasks
+from maml.terminal import aligned
 from maml.training import checkpoints
 from maml.training.evaluation import Evaluator, TestResult
 from maml.training.gradient_check import GradientReport, check_gradients
@@ -213,10 +214,9 @@ class TestTable(NamedTuple):
 
     def __str__(self) -> str:
         """A line a column."""
-        lines = [f"{'':<26}{self.measure:>12}{'95 % interval':>16}   ({len(self.values)} tasks)"]
-        for label, mean, ci95 in zip(self.labels, self.result.mean, self.result.ci95, strict=True):
-            lines.append(f"{label:<26}{mean:>12.4g}{'± ' + format(ci95, '.3g'):>16}")
-        return "\n".join(lines)
+        measured = zip(self.labels, self.result.mean, self.result.ci95, strict=True)
+        rows = [[label, f"{mean:.4g}", f"± {ci95:.3g}"] for label, mean, ci95 in measured]
+        return aligned([f"({len(self.values)} tasks)", self.measure, "95 % interval"], rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from maml.devices.cluster import Cluster, agreed, from_environment, together
 from maml.errors import UserError
 from maml.files import write_text
 from maml.machine import cores, processor, versions
-from maml.terminal import styled
+from maml.terminal import styled, table
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def run_test(config: Config, folder: Path) -> int:
     from maml.devices import replicas
     from maml.learner import Learner
     from maml.training import checkpoints
-    from maml.training.evaluation import TestResult, result_table, write_results
+    from maml.training.evaluation import TestResult, result_table, statistics_note, write_results
     from maml.training.memory import check_memory
 
     check_memory(config)
@@ -222,10 +222,11 @@ def run_test(config: Config, folder: Path) -> int:
     columns = model.columns(config.evaluation_updates)
     newest = tested == checkpoints.choose(folder, "latest", -1).prefix.name
     run = load_config(folder) if (folder / RUN_FILE).exists() else config
-    table = write_results(folder, config, run, values, result, columns, tested, newest)
-    for line, important in result_table(result, config, columns, model.reported):
-        print(styled(line, "bold") if important else line)
-    print(f"Written to {table} (and .pkl, .json)")
+    written = write_results(folder, config, run, values, result, columns, tested, newest)
+    if note := statistics_note(config):
+        print(note)
+    print(table(*result_table(result, config, columns), model.reported))
+    print(f"Written to {written} (and .pkl, .json)")
     return 0
 
 

@@ -5,7 +5,7 @@ import csv
 import math
 import os
 import pickle
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,23 +96,22 @@ class TestResult(NamedTuple):
         return cls(values.mean(0), std, 1.96 * std / math.sqrt(len(values)))
 
 
-def result_table(
-    result: TestResult, config: Config, columns: list[Column], reported: Collection[int]
-) -> list[tuple[str, bool]]:
-    """The lines of the table of a meta-test, a line a column, and whether each is one of those `reported`."""
+def result_table(result: TestResult, config: Config, columns: list[Column]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table of a meta-test, a row a column of what was measured."""
     measure, scale, unit = ("accuracy", 100, " %") if config.classification else ("mean squared error", 1, "")
-    lines = []
-    if config.norm == "batch_norm":
-        together = "query batch" if config.adapts else "support and query set together"
-        whose = f"{together} (transductive)" if config.transductive else "support set"
-        lines.append((f"batch-norm statistics: {whose}", False))
-    lines += [(f"{'':<26}{measure:>20}{'std':>10}{'95 % interval':>16}", False)]
-    for number, (column, mean, std, ci95) in enumerate(zip(columns, *result, strict=True)):
-        numbers = (
-            f"{mean * scale:>{20 - len(unit)}.4g}{unit}{std * scale:>10.3g}{'± ' + format(ci95 * scale, '.3g'):>16}"
-        )
-        lines.append((f"{column.label:<26}{numbers}", number in reported))
-    return lines
+    rows = [
+        [column.label, f"{mean * scale:.4g}{unit}", f"{std * scale:.3g}", f"± {ci95 * scale:.3g}"]
+        for column, mean, std, ci95 in zip(columns, *result, strict=True)
+    ]
+    return ["", measure, "std", "95 % interval"], rows
+
+
+def statistics_note(config: Config) -> str:
+    """Of what a test's batch-norm takes its statistics; "" if there is none."""
+    if config.norm != "batch_norm":
+        return ""
+    together = "query batch" if config.adapts else "support and query set together"
+    return f"batch-norm statistics: {f'{together} (transductive)' if config.transductive else 'support set'}"
 
 
 # A test's own values of these stand in the name of its results, where they are not the run's or the default.

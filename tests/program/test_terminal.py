@@ -6,24 +6,27 @@ import sys
 
 import pytest
 
-from maml.terminal import styled
+from maml.terminal import styled, table
 from tests.command_line import ROOT
 
 SHOW = "from maml.terminal import styled; print(styled('± done', 'bold green') + '.')"
+TABLE = (
+    "from maml.terminal import table; print(table(['', 'accuracy'], [['before', '20 %'], ['after', '48.7 %']], {1}))"
+)
 
 
 def test_in_a_file_there_is_none():
     assert styled("± done", "bold green") == "± done"
 
 
-def shown(**environment) -> str:
+def shown(program=SHOW, **environment) -> str:
     """What a terminal gets."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     ours, theirs = pty.openpty()
     names = {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | environment
-    subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, env=os.environ | names, check=True)
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, env=os.environ | names, check=True)
     os.close(theirs)
-    return os.read(ours, 1000).decode().strip()
+    return os.read(ours, 1000).decode().strip("\r\n")
 
 
 def test_on_a_terminal_there_is():
@@ -32,3 +35,12 @@ def test_on_a_terminal_there_is():
 
 def test_a_terminal_that_wants_none_gets_none():
     assert shown(NO_COLOR="1") == shown(TERM="dumb") == "± done."
+
+
+def test_a_table_is_aligned_and_on_a_terminal_a_librarys():
+    plain = shown(TABLE, TERM="dumb").splitlines()
+    assert plain == ["        accuracy", "before      20 %", "after     48.7 %"]
+    assert table(["a"], [["±"]]) == "a\n±"
+    found = shown(TABLE, PYTHONIOENCODING="utf-8", COLUMNS="40")
+    assert "───" in found and "\x1b[1m" in found.splitlines()[-1] and "48.7 %" in found
+    assert len(shown(TABLE, COLUMNS="5").splitlines()) == len(found.splitlines()), "no line is cut or wrapped"
