@@ -81,25 +81,28 @@ class Room(NamedTuple):
 
 @contextlib.contextmanager
 def room(places: list[str], shape: tuple[int, int], known: dict[str, Any]) -> Iterator[Room | None]:
-    """Room for pixels, of which there may be more than memory, at the first of `places` whose folder can be written.
+    """Room for pixels, of which there may be more than memory, at the first of `places` that can be written and has it.
 
-    None where there is no such folder or no room. What is not kept is gone behind the block.
+    None where there is no such place. What is not kept is gone behind the block.
 
     Args:
         places: paths, see `paths`.
         shape: of the pixels.
         known: of the facts, all but short ones.
     """
-    path = next((place for place in places if _writable(os.path.dirname(place))), "")
-    if not path or not hasattr(os, "posix_fallocate"):  # Windows does not move a file that is mapped
-        yield None
-        return
     length = len(_header("", shape, known)) + _SHORT_FACTS
     offset = _aligned(_START.size + length)
-    with _temporary(path) as (temporary, file):
-        if not _reserved(file, offset + shape[0] * shape[1]):
+    with contextlib.ExitStack() as stack:
+        for path in places:
+            if not _writable(os.path.dirname(path)):
+                continue
+            temporary, file = stack.enter_context(_temporary(path))
+            if _reserved(file, offset + shape[0] * shape[1]):
+                break
+        else:
             yield None
             return
+        images = np.memmap(file, np.uint8, "r+", offset, shape)
 
         def keep(key: str, facts: dict[str, Any]) -> str:
             header = _header(key, shape, facts).ljust(length)
@@ -113,7 +116,6 @@ def room(places: list[str], shape: tuple[int, int], known: dict[str, Any]) -> It
                 return ""
             return path
 
-        images = np.memmap(file, np.uint8, "r+", offset, shape)
         yield Room(images, keep)
 
 
@@ -152,6 +154,8 @@ def store(places: list[str], key: str, images: np.ndarray, facts: dict[str, Any]
 
 def _reserved(file: BinaryIO, size: int) -> bool:
     """Whether the disk has room for a file of this size: a mapped file that finds none ends the process."""
+    if not hasattr(os, "posix_fallocate"):  # Windows, which would not move a mapped file either, and macOS
+        return False
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError:

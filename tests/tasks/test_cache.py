@@ -206,6 +206,22 @@ def test_a_disk_without_room_is_found_before_images_are_read(folder, monkeypatch
     assert capsys.readouterr().err.count("the disk is full") == 1 and kept_files(folder) == []
 
 
+def test_the_first_place_with_room_is_taken(folder, tmp_path, monkeypatch):
+    tried, reserve = [], os.posix_fallocate
+
+    def full_at_first(descriptor, *arguments):
+        tried.append(descriptor)
+        if len(tried) == 1:
+            raise OSError(28, "No space left on device")
+        reserve(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_first)
+    kept = load(folder)
+    assert len(tried) == 2 and kept_files(folder) == []
+    [path] = (tmp_path / "shared").glob("*/*.images")
+    assert isinstance(kept.images, np.memmap) and path.stat().st_size > kept.images.size
+
+
 def test_a_full_disk_is_called_so(folder, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
