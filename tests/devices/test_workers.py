@@ -1,6 +1,8 @@
 """Several processes: they end like one, stop together, and say in one line what went wrong."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,16 +28,53 @@ def launch(folder, *flags, workers=2, **options):
     )
 
 
+def of_the_guide(language, *flags):
+    """The shell commands of a block of docs/many_devices.md, with these flags for its own."""
+    page = (ROOT / "docs/many_devices.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    if language == "yaml":  # a folded scalar, whose lines are one
+        block = re.search(r"- >\n(.*?)\n *resources:", block, re.DOTALL)[1].replace("\n", " ")
+    changed, count = re.subn(r"main\.py --[^\n]*", f"{ROOT}/main.py {shlex.join(flags)}", block)
+    assert count == 1
+    return changed
+
+
+def shell(folder, text, **environment):
+    """A shell in a folder; its `python` is the one that runs the tests."""
+    (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
+    for name in ("python", ".venv/bin/python"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / name).chmod(0o755)
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen(
+        ["bash", "-ec", text], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a training by two workers."""
+    """The folder of a training by two workers, the pods of the guide's Kubernetes job."""
     folder = tmp_path_factory.mktemp("two")
-    process = launch(folder, *FLAGS, "--metatrain_iterations=100")
+    text = of_the_guide("yaml", *FLAGS, "--metatrain_iterations=100")
+    for host, port in zip(("maml-0.maml", "maml-1.maml"), free_ports(2), strict=True):
+        text = text.replace(f"{host}:2222", f"127.0.0.1:{port}")
+    process, other = (shell(folder, text, JOB_COMPLETION_INDEX=str(index)) for index in range(2))
     out, err = process.communicate(timeout=200)
+    assert other.communicate(timeout=50) == ("", "") and other.returncode == 0
     assert process.returncode == 0, err
     assert out.count("Trained: 100 iterations") == out.count("Setting") == 1  # the chief alone prints
     assert out.count("Validation results") == 2 and not err
     return folder
+
+
+SRUN = """#!/bin/sh
+# What srun sets for the two tasks of a step on one node.
+export SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
+"""
 
 
 def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, monkeypatch):
@@ -50,7 +89,9 @@ def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, 
     (file,) = trained.glob("runs/*/test*.pkl")
     expected = file.read_bytes()
     file.unlink()
-    process = launch(trained, *TEST)
+    (trained / "srun").write_text(SRUN)
+    (trained / "srun").chmod(0o755)
+    process = shell(trained, of_the_guide("bash", *TEST), SLURM_JOB_ID=str(os.getpid()))
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and out.count("Written to") == 1, err
     assert file.read_bytes() == expected

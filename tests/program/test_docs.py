@@ -1,8 +1,11 @@
-"""What the README and the guides tell people to type: the programs run, and every command of main.py is a valid one."""
+"""What the README and the guides tell people to type: every command of main.py runs, smaller than it stands there."""
 
+import argparse
+import importlib
 import re
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import proc_images
 from maml import program
 from maml.config import Config
 from tests.command_line import ROOT, run_here
-from tests.image_fixtures import write_class_folders
+from tests.image_fixtures import write_class_folders, write_omniglot_archives
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "data").glob("*.md")])
 PAGES += sorted((ROOT / "pretrained").glob("*/README.md"))
@@ -27,24 +30,94 @@ def blocks(name: str, language: str) -> list[str]:
     return [block for kind, block in found if kind == language]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The flags of every `python main.py …` of a page, in a line or inside a sentence."""
-    joined = text.replace("\\\n", " ")
-    found = re.findall(r"python main\.py([^`\n#|&']*)", joined)
-    return [shlex.split(line) for line in found if "..." not in line and "…" not in line]
+def commands(text: str, program: str = r"main\.py") -> list[list[str]]:
+    """The words after every `python main.py` of a page, in a block of commands or inside a sentence."""
+    fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    lines = "\n".join(fence.findall(text)).replace("\\\n", " ").splitlines()
+    lines += [inline.replace("\n", " ") for inline in re.findall(r"`([^`]+)`", fence.sub("", text))]
+    found = [words for line in lines for words in re.findall(rf"python {program}([^#|&']*)", line)]
+    return [shlex.split(words) for words in found if "..." not in words and "…" not in words]
 
 
 COMMANDS = [(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page.read_text("utf-8"))]
+DEVELOPERS = [ROOT / name for name in ("benchmarks/README.md", "tests/README.md", "CONTRIBUTING.md")]
+PROGRAMS = r"-m (?=maml|benchmarks|tests\.(?!mutations))"  # that one takes no flags
+OTHERS = {tuple(words) for page in PAGES + DEVELOPERS for words in commands(page.read_text("utf-8"), PROGRAMS)}
 
 
 def test_commands_are_found():
     assert len(COMMANDS) > 30 and ("README.md", ["--train=False", "--test_set=True"]) in COMMANDS
+    assert len(OTHERS) > 20 and ("maml.compare", "logs/A", "logs/B") in OTHERS
+
+
+def names(command: Iterable[str]) -> set[str]:
+    """The flags that a command gives, without their values."""
+    return {argument.lstrip("-").split("=")[0] for argument in command}
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_every_command_is_a_valid_one(page, command):
-    if not SHOWN & {argument.lstrip("-").split("=")[0] for argument in command}:
+    if not SHOWN & names(command):
         Config.from_flags(parsed(command))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The data that the guides suppose."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "omniglot").mkdir()
+    write_omniglot_archives(folder / "omniglot")
+    write_class_folders(folder / "miniImagenet", {"train": 5, "val": 5, "test": 5}, 30, size=24)
+    for same in ("made_up", "photos"):
+        (folder / same).symlink_to(folder / "miniImagenet")
+    return folder
+
+
+# With the images of its guide below; in test_main and tests/demo; in test_official_checkpoint.
+ELSEWHERE = SHOWN | {"predict"}
+DIFFERENT = {  # in more than the log folder, which is new for each
+    tuple(word for word in command if not word.startswith("--logdir") or "pretrained" in word)
+    for _, command in COMMANDS
+    if not names(command) & ELSEWHERE and not {"num_updates", "test_set"} <= names(command)
+}
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("command", sorted(DIFFERENT), ids=" ".join)
+def test_every_command_runs(command, data, tmp_path, monkeypatch):
+    """With two iterations of one task instead of thousands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data)
+    (tmp_path / "DIR").symlink_to(data / "photos")
+    given = names(command)
+    smaller = {"metatrain_iterations": 2, "meta_batch_size": 1, "val_tasks": 2}
+    if "pretrain_iterations" in given:
+        smaller |= {"metatrain_iterations": 0, "pretrain_iterations": 2}
+    if {"algorithm", "datasource"} & given and "sinusoid" not in " ".join(command):
+        smaller["num_filters"] = 2
+    if "train" in given:
+        smaller = {"test_tasks": 4, "test_num_updates": 1}
+        logdir = next((word.split("=")[1] for word in command if "--logdir" in word), "logs/run")
+        shutil.copytree(ROOT / (logdir if "pretrained" in logdir else "pretrained/sinusoid_10shot"), tmp_path / logdir)
+    assert run_here(*command, *(f"--{name}={value}" for name, value in smaller.items())) == 0
+
+
+@pytest.mark.parametrize("command", sorted(OTHERS), ids=" ".join)
+def test_every_other_program_understands_its_command(command, monkeypatch):
+    parse = argparse.ArgumentParser.parse_known_args
+
+    class Understood(Exception):
+        pass
+
+    def only_parse(self, *arguments):
+        parse(self, *arguments)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", only_parse)
+    monkeypatch.setattr("sys.argv", list(command))
+    module = {"maml.compare": "maml.comparison"}.get(command[0], command[0])
+    with pytest.raises(Understood):
+        importlib.import_module(module).main()
 
 
 def parsed(command: list[str]) -> dict:
