@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class OwnMAML(MAML):
     """MAML of a model and a loss of one's own."""
 
     model: KerasModel | FunctionModel
+    compiled = False  # Python draws the tasks: XLA compiles what is computed of them, and not the loop around it
 
     def __init__(self, config: Config, model: Any, loss: str | Callable[[Any, Any], tf.Tensor]):
         """Builds the learner.
@@ -54,6 +56,8 @@ class OwnMAML(MAML):
         super().__init__(config, model)
         named = {"mse": losses.mse, "xent": losses.mean_xent}
         self.loss = named[loss] if isinstance(loss, str) else loss
+        if model.compiled:
+            self.gradient, self.apply, self.evaluate = map(_compiled, (self.gradient, self.apply, self.evaluate))
 
     def of(self, config: Config) -> "OwnMAML":
         """The same learner with another setting."""
@@ -87,6 +91,24 @@ class OwnMAML(MAML):
             return super().evaluate(weights, episodes, num_updates)
 
 
+def _compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A function by XLA.
+
+    Raises:
+        UserError: when it is called, and holds something that XLA or the task axis has no form of.
+    """
+
+    @partial(tf.function, autograph=False)
+    def called(*arguments: Any) -> Any:
+        try:
+            return tf.function(compute, jit_compile=True, autograph=False)(*arguments)
+        except Exception as error:  # of whatever kind TensorFlow's converter raises
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"jit_compile=True: this model or loss cannot be compiled so ({reason})") from error
+
+    return called
+
+
 def model_of(model: Any, adapt: Any, dtype: str = "float32") -> KerasModel | FunctionModel:
     """A Keras model, or (weights, forward), as a model of this package."""
     if isinstance(model, tuple):
@@ -106,6 +128,7 @@ def train(
     loss: str | Callable[[Any, Any], tf.Tensor] = "mse",
     adapt: str | Callable[[str], bool] = "all",
     learn_rates: str | None = None,
+    jit_compile: bool = False,
     logdir: str | os.PathLike = "logs/own",
     **flags: Any,
 ) -> "OwnLearner":
@@ -123,6 +146,8 @@ def train(
         adapt: what the inner loop adapts: "all", "head" (with algorithm="anil" always, unless it is a function) or a
             function of a weight's name.
         learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
+        jit_compile: whether XLA compiles the update, with all tasks in the same operations: for small dense models,
+            whose operations take longer to start than to compute. The first update takes longer.
         logdir: of the runs; each setting has a folder in it.
         flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"),
             update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
@@ -137,6 +162,8 @@ def train(
     if flags.get("algorithm") == "anil" and adapt == "all":
         adapt = "head"
     own, config = model_of(model, adapt), Config.from_flags(given)
+    if jit_compile:
+        own.compile()
     replicas.check_divides(config.meta_batch_size, config.accumulate)
     sources = {"train": tasks, "val": val if val is not None else _splitting(tasks)}
     data = OwnTasks(config, sources)

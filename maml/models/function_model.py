@@ -47,6 +47,10 @@ class FunctionModel(Model):
         """What the function returns."""
         return self.forward(_nested({name: weights[name] for name in self.names}), inputs)
 
+    def compile(self) -> None:
+        """Lets XLA compile it."""
+        self.compiled = True
+
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
         """Nothing to switch off."""
@@ -54,7 +58,9 @@ class FunctionModel(Model):
 
     def in_float64(self) -> "FunctionModel":
         """The same function of weights in float64."""
-        return FunctionModel(self.first, self.forward, lambda name: name in self.adapted, "float64")
+        copy = FunctionModel(self.first, self.forward, lambda name: name in self.adapted, "float64")
+        copy.compiled = self.compiled
+        return copy
 
 
 def _flat(weights: Mapping[str, Any], above: str = "") -> dict[str, np.ndarray]:

@@ -55,14 +55,26 @@ class KerasModel(Model):
 
     def apply(self, weights: Weights, inputs: Any, reference: int | tf.Tensor | None = None) -> Any:
         """The model's outputs for one task's inputs, of any structure."""
-        seed = _seed_of(inputs)
         other = [
-            seed if _is_seed(variable) else tf.convert_to_tensor(variable.value)
+            _seed_of(inputs) if _is_seed(variable) else tf.convert_to_tensor(variable.value)
             for variable in self.keras.non_trainable_variables
         ]
         with exact_moments(), pooled_first(self.pools):
             outputs, _ = self.keras.stateless_call([weights[name] for name in self.names], other, inputs, training=True)
         return outputs
+
+    def compile(self) -> None:
+        """Lets XLA compile it.
+
+        Raises:
+            UserError: it pools by the largest, which XLA does inexactly in float32.
+        """
+        for layer in layers_of(self.keras):
+            if (kind := type(layer).__name__).startswith(("MaxPool", "GlobalMaxPool")):
+                raise UserError(
+                    f"jit_compile=True: layer {layer.name} ({kind}): XLA's is inexact; leave jit_compile out"
+                )
+        self.compiled = True
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -95,6 +107,7 @@ class KerasModel(Model):
             raise UserError(f"the Keras model cannot be rebuilt in float64 ({reason}): give it a get_config") from error
         copy = KerasModel(again, dtype="float64")
         copy.adapted = frozenset(copy.names[self.names.index(name)] for name in self.adapted)
+        copy.compiled = self.compiled
         return copy
 
 

@@ -435,6 +435,20 @@ BAD = {
         {},
         "no exact second derivative",
     ),
+    "max pooling by XLA": (
+        lambda: model(
+            lambda: L.Reshape((1, 1, 1)), L.GlobalMaxPooling2D, lambda: L.Dense(1), shape=(1,), dtype="float32"
+        ),
+        line,
+        {"jit_compile": True},
+        "XLA's is inexact",
+    ),
+    "a convolution by XLA": (
+        lambda: model(lambda: L.Reshape((1, 1)), lambda: L.Conv1D(1, 1), L.Flatten, shape=(1,), dtype="float32"),
+        line,
+        {"jit_compile": True},
+        "jit_compile=True: this model or loss cannot be compiled so",
+    ),
     "a regularizer": (
         lambda: model(lambda: L.Dense(1, kernel_regularizer="l2"), shape=(1,), dtype="float32"),
         line,
@@ -442,6 +456,20 @@ BAD = {
         "has a regularizer",
     ),
 }
+
+
+def test_what_xla_compiles_is_what_tensorflow_computes(tmp_path):
+    learned, tested = [], []
+    for jit_compile in (False, True):
+        net = model(lambda: L.Dense(5, "tanh"), L.LayerNormalization, lambda: L.Dense(1), shape=(1,), dtype="float32")
+        folder = tmp_path / str(jit_compile)
+        learner = maml.train(net, line, jit_compile=jit_compile, metatrain_iterations=5, val_tasks=0, logdir=folder)
+        assert learner.model.side_by_side is jit_compile
+        learned.append(learner.weights)
+        tested.append(learner.test(line, 20).values)
+    for weight, value in learned[0].items():
+        np.testing.assert_allclose(learned[1][weight], value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tested[1], tested[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", BAD)
