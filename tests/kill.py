@@ -153,11 +153,12 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
 WORKERS_FLAGS = ("--algorithm=protonet", "--datasource=folder", "--data_dir=../data", "--image_size=20", "--channels=1")
 WORKERS_FLAGS += ("--num_classes=3", "--train_num_classes=3", "--update_batch_size=1", "--query_size=1")
 WORKERS_FLAGS += ("--num_filters=2", "--meta_batch_size=4", "--val_tasks=0", "--logdir=runs", "--deterministic")
-WORKERS_FLAGS += ("--metatrain_iterations=600", "--save_interval=20")
+WORKERS_FLAGS += ("--save_interval=20",)
+WORKERS_ITERATIONS = 75  # for each kill
 ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
 
 
-def start_workers(workers: int, folder: Path) -> list[subprocess.Popen]:
+def start_workers(workers: int, folder: Path, iterations: int) -> list[subprocess.Popen]:
     """A training by several processes; what each prints goes to a file."""
     folder.mkdir(exist_ok=True)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
@@ -165,7 +166,7 @@ def start_workers(workers: int, folder: Path) -> list[subprocess.Popen]:
     for worker in range(workers):
         environment = environment_of(worker, addresses) | {"PYTHONPATH": str(ROOT)}
         with open(folder / f"out{worker}", "wb") as out, open(folder / f"err{worker}", "wb") as err:
-            command = [sys.executable, str(ROOT / "main.py"), *WORKERS_FLAGS]
+            command = [sys.executable, str(ROOT / "main.py"), *WORKERS_FLAGS, f"--metatrain_iterations={iterations}"]
             processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
     return processes
 
@@ -174,10 +175,14 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
     """Trains once without and once with kills of random workers; AssertionError if anything differs."""
     write_data("folder", folder / "data")
     whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
-    for worker, process in enumerate(start_workers(workers, whole)):
+    iterations = max(200, WORKERS_ITERATIONS * kills)
+    for worker, process in enumerate(start_workers(workers, whole, iterations)):
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
     for number in range(kills):
-        processes, goal = start_workers(workers, killed), newest(whole) * (number + rng.random()) / (kills + 1)
+        processes, goal = (
+            start_workers(workers, killed, iterations),
+            newest(whole) * (number + rng.random()) / (kills + 1),
+        )
         goal = max(goal, newest(killed))  # not before they have met: who is missing then is waited for
         while newest(killed) <= goal and all(process.poll() is None for process in processes):
             time.sleep(0.01)
@@ -191,7 +196,7 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
             elif worker != victim:
                 assert code == 1 and "another worker is gone" in complaint and "\n" not in complaint, (code, complaint)
         moments.append(newest(killed))
-    for worker, process in enumerate(start_workers(workers, killed)):
+    for worker, process in enumerate(start_workers(workers, killed, iterations)):
         assert process.wait() == 0, (killed / f"err{worker}").read_text()
     wanted, found = tensors(whole, "model"), tensors(killed, "model")
     assert wanted and wanted.keys() == found.keys()

@@ -86,6 +86,7 @@ DIFFERENT = {  # in more than the log folder, which is new for each
 @pytest.mark.parametrize("command", sorted(DIFFERENT), ids=" ".join)
 def test_every_command_runs(command, data, tmp_path, monkeypatch):
     """With two iterations of one task instead of thousands."""
+    monkeypatch.setattr(Config, "evaluation_block", 2)  # tasks: twenty would take longer
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "DIR").symlink_to(data / "photos")
@@ -95,6 +96,8 @@ def test_every_command_runs(command, data, tmp_path, monkeypatch):
         smaller |= {"metatrain_iterations": 0, "pretrain_iterations": 2}
     if {"algorithm", "datasource"} & given and "sinusoid" not in " ".join(command):
         smaller["num_filters"] = 2
+    if "maml++" in " ".join(command) or "num_updates" in given:
+        smaller["num_updates"] = 1
     if "train" in given:
         smaller = {"test_tasks": 4, "test_num_updates": 1}
         logdir = next((word.split("=")[1] for word in command if "--logdir" in word), "logs/run")
