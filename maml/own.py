@@ -17,13 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from maml.algorithms import losses
+from maml.algorithms.anil import ANIL
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.devices import replicas
 from maml.errors import UserError
 from maml.files import read_json, write_json
 from maml.learner import check_export, write_saved_model
-from maml.maml import MAML
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
@@ -41,8 +41,8 @@ OWN = {"datasource": "own", "norm": "None", "meta_batch_size": 4}
 ABOUT = "own.json"
 
 
-class OwnMAML(MAML):
-    """MAML of a model and a loss of one's own."""
+class OwnMAML(ANIL):
+    """MAML of a model and a loss of one's own; a body that is not adapted is computed once, as ANIL's."""
 
     model: KerasModel | FunctionModel
     compiled = False  # Python draws the tasks: XLA compiles what is computed of them, and not the loop around it
@@ -53,15 +53,19 @@ class OwnMAML(MAML):
         Args:
             loss: "mse" or "xent", each a mean, or a function of (outputs, y) that returns [].
         """
-        super().__init__(config, model)
         named = {"mse": losses.mse, "xent": losses.mean_xent}
         self.loss = named[loss] if isinstance(loss, str) else loss
-        if model.compiled:
-            self.gradient, self.apply, self.evaluate = map(_compiled, (self.gradient, self.apply, self.evaluate))
+        super().__init__(config, model)
+        for name in ("gradient", "apply", "evaluate") if model.compiled else ():
+            setattr(self, name, _compiled(getattr(self, name)))
 
     def of(self, config: Config) -> "OwnMAML":
         """The same learner with another setting."""
         return OwnMAML(config, self.model, self.loss)
+
+    def of_model(self, model: Any) -> "OwnMAML":
+        """The same loss and setting with another model."""
+        return OwnMAML(self.config, model, self.loss)
 
     @property
     def adapted(self) -> frozenset[str]:
@@ -75,6 +79,8 @@ class OwnMAML(MAML):
     def adapt(self, weights: Weights, inputa: Any, labela: Any, num_updates: int) -> Weights:
         """The fast weights after `num_updates` steps on one task's support set."""
         with self.model.quiet():
+            if self.parts:
+                return self.on_features.adapt(weights, self.parts[0](weights, inputa), labela, num_updates)
             for step in range(num_updates):
                 weights, _, _ = self.inner_step(weights, inputa, labela, step)
         return self.of_step(weights, max(0, num_updates - 1))

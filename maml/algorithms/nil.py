@@ -31,7 +31,7 @@ class NIL(MAML):
     def predict(self, adapted: Labelled, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:  # type: ignore[override]
         """Logarithms of each class's share of the attention, [N·Q, N]."""
         weights, support, labels = adapted
-        query = query_features(self.config, self._network, weights, inputa, inputb)
+        query = query_features(self.config, self._network.features, weights, inputa, inputb)
         return class_attention(cosine(query, support), labels)
 
     def columns(self, num_updates: int) -> list[Column]:

@@ -94,6 +94,29 @@ def pooled_first(pools: dict[Any, Any]) -> Iterator[None]:
             object.__delattr__(layer, "call")
 
 
+def body_and_head(model: Any, variables: Any) -> tuple[Any, Any] | None:
+    """Two Keras models, one behind the other: up to the layer that has these variables, and from there on.
+
+    None where something goes past that layer's input, where there is nothing before it, or where a mask would get lost.
+    """
+    import keras
+
+    graph, owned = _graph_of(model), set(map(id, variables))
+    masks = any(type(layer).__name__ == "Masking" or getattr(layer, "mask_zero", False) for layer in layers_of(model))
+    if graph is None or masks or len(tf.nest.flatten(graph._outputs_struct)) > 1:
+        return None
+    for layer in graph.layers:
+        if set(map(id, layer.trainable_variables)) == owned and not hasattr(layer, "layers"):
+            try:
+                between = layer.input
+                if any(between is given for given in tf.nest.flatten(graph._inputs_struct)):
+                    return None
+                return keras.Model(graph._inputs_struct, between), keras.Model(between, graph._outputs_struct)
+            except (ValueError, AttributeError):  # not all of it comes through here; it is called twice
+                return None
+    return None
+
+
 def _pooled_batch_norm(norm: Any, inputs: tf.Tensor) -> tf.Tensor:
     scale, shift = (
         None if variable is None else tf.convert_to_tensor(variable) for variable in (norm.gamma, norm.beta)

@@ -1,6 +1,7 @@
 """A Keras model as a `Model`: a function of its weights, exact to second order."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,8 +9,15 @@ from typing import Any
 import tensorflow as tf
 
 from maml.errors import UserError
-from maml.models.keras_layers import exact_moments, layers_of, pooled_first, pools_behind_batch_norm, refuse_inexact
-from maml.models.protocol import Model, Weights
+from maml.models.keras_layers import (
+    body_and_head,
+    exact_moments,
+    layers_of,
+    pooled_first,
+    pools_behind_batch_norm,
+    refuse_inexact,
+)
+from maml.models.protocol import Body, Model, Weights
 
 # Layers whose outputs differ by chance in training, and what says how much.
 NOISE = {"rate": ("Dropout", "SpatialDropout", "AlphaDropout", "GaussianDropout"), "stddev": ("GaussianNoise",)}
@@ -76,6 +84,21 @@ class KerasModel(Model):
                 )
         self.compiled = True
 
+    def parts(self) -> tuple[Body, Model] | None:
+        """What comes before the last layer with weights, and the rest; see `Model.parts`."""
+        variables = zip(self.names, self.keras.trainable_variables, strict=True)
+        found = body_and_head(self.keras, [variable for name, variable in variables if name in self.head])
+        return (self._part(found[0]).apply, self._part(found[1])) if found else None
+
+    def _part(self, part: Any) -> "KerasModel":
+        """A Keras model that shares its variables with this one, as a model whose weights have the same names."""
+        known = {id(variable): name for name, variable in zip(self.names, self.keras.trainable_variables, strict=True)}
+        made = copy.copy(self)
+        made.keras, made.pools, made.compiled = part, pools_behind_batch_norm(part), False
+        made.names = [known[id(variable)] for variable in part.trainable_variables]
+        made.adapted = self.adapted.intersection(made.names)
+        return made
+
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
         """Without dropout and other noise, for what is traced in the block: testing and prediction."""
@@ -105,10 +128,10 @@ class KerasModel(Model):
         except Exception as error:  # of whatever kind the user's classes raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the Keras model cannot be rebuilt in float64 ({reason}): give it a get_config") from error
-        copy = KerasModel(again, dtype="float64")
-        copy.adapted = frozenset(copy.names[self.names.index(name)] for name in self.adapted)
-        copy.compiled = self.compiled
-        return copy
+        made = KerasModel(again, dtype="float64")
+        made.adapted = frozenset(made.names[self.names.index(name)] for name in self.adapted)
+        made.compiled = self.compiled
+        return made
 
 
 def check_backend() -> None:

@@ -20,7 +20,7 @@ from maml.kernels.batch_norm import batch_norm_pool, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
-from maml.models.protocol import Model, Weights
+from maml.models.protocol import Body, Model, Weights
 
 BATCH_NORM_EPSILON = 0.001
 LAYER_NORM_EPSILON = 1e-12
@@ -162,6 +162,10 @@ class Network(Model):
         """The last block's feature maps, flattened: [examples, dim_input] → [examples, dim_embedding]."""
         return tf.reshape(forward_blocks(self.normalized(inputs), weights, self, reference), [-1, self.dim_embedding])
 
+    def parts(self) -> tuple[Body, Model]:
+        """The layers before the last one, and the last one."""
+        return self.features, Head(self)
+
     def normalized(self, inputs: tf.Tensor) -> tf.Tensor:
         """Images [examples, dim_input] with each channel's mean subtracted, divided by its deviation, if so wanted."""
         if self.normalization is None:
@@ -215,6 +219,34 @@ def _norm_weights(sizes: list[int], network: Network) -> Weights:
         for kind, fresh in initial.items()
         if f"model/{i}/{kind}" in network.norms
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(Model):
+    """The last layer of a network, as a model of the features before it.
+
+    network: whose last layer it is.
+    """
+
+    network: Network
+
+    @property
+    def adapted(self) -> frozenset[str]:  # type: ignore[override]
+        """Its matrix and bias."""
+        return self.network.head
+
+    @property
+    def head(self) -> frozenset[str]:  # type: ignore[override]
+        """All of it."""
+        return self.network.head
+
+    def init(self, seed: int) -> Weights:
+        """The network's own first values."""
+        return {name: weight for name, weight in self.network.init(seed).items() if name in self.head}
+
+    def apply(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Outputs [examples, dim_output] of features [examples, …]."""
+        return forward_head(inputs, weights, self.network)
 
 
 def construct_fc_weights(network: Network, seed: int) -> Weights:

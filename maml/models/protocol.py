@@ -1,10 +1,12 @@
 """What the learners ask of a model. The official networks are models, and so is one of your own."""
 
 import abc
+from collections.abc import Callable
 
 import tensorflow as tf
 
 Weights = dict[str, tf.Tensor]
+Body = Callable[..., tf.Tensor]
 
 
 class Model(abc.ABC):
@@ -41,6 +43,13 @@ class Model(abc.ABC):
             reference: batch-norm takes its statistics from so many examples, the first ones, instead of
                 from all. For prediction only.
         """
+
+    def parts(self) -> tuple["Body", "Model"] | None:
+        """The body, a function of weights, inputs and reference, and the head, a model of what that returns.
+
+        None where a model is not two such parts, one behind the other.
+        """
+        return None
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
         """The name under which a checkpoint keeps each weight."""

@@ -458,6 +458,54 @@ BAD = {
 }
 
 
+def past_the_head():
+    """A model some of which goes past the head's input."""
+    inputs = keras.Input((4,))
+    hidden = L.Dense(3)(inputs)
+    return keras.Model(inputs, L.Add()([L.Dense(2)(hidden), L.Dense(2, trainable=False)(inputs)]))
+
+
+CUT = {
+    "conv, batch-norm, pooling, dropout": (IMAGE, (*LAYERS["max pooling"][1:-1], L.BatchNormalization, L.Flatten)),
+    "nested": ((4,), (lambda: model(lambda: L.Dense(3, "tanh"), lambda: L.Dropout(0.5)),)),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_body_that_is_not_adapted_is_computed_once_for_each_set(name, monkeypatch):
+    shape, layers = CUT[name]
+    net = model(*layers, lambda: L.Dense(2), lambda: L.Activation("softplus"), shape=shape)
+    config = Config.from_flags({"datasource": "own", "loss": "mse", "norm": "None", "num_updates": 3})
+    learner = OwnMAML(config.replace(dtype="float64", update_lr=0.1), KerasModel(net, "head", "float64"), "mse")
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 6, *shape)), rng.normal(size=(2, 6, 2))
+    episodes, weights = (
+        Episodes(*map(tf.constant, (x[:, :3], y[:, :3], x[:, 3:], y[:, 3:]))),
+        learner.init_state().weights,
+    )
+    calls, body = [], learner.parts[0]
+    learner.parts = (lambda *given: calls.append(1) or body(*given)), learner.parts[1]
+    loss, gradient = learner.gradient(weights, episodes, 0)
+    assert len(calls) == 4  # two tasks, two sets
+    task = next(iter(episodes.tasks()))
+    adapted = learner.adapt(weights, task.inputa, task.labela, 3)
+    learner.parts = None
+    in_every_step, expected = learner.gradient(weights, episodes, 0)
+    np.testing.assert_allclose(loss, in_every_step, rtol=1e-12)
+    for weight, value in expected.items():
+        np.testing.assert_allclose(gradient[weight], value, rtol=1e-9, atol=1e-12)
+    for weight, value in learner.adapt(weights, task.inputa, task.labela, 3).items():
+        np.testing.assert_allclose(adapted[weight], value, rtol=1e-9)
+
+
+def test_a_model_that_is_no_body_and_head_stays_whole():
+    inputs = keras.Input((4,))
+    twice = L.Dense(4)
+    masked = model(lambda: L.Masking(), lambda: L.LSTM(2), lambda: L.Dense(1), shape=SERIES)
+    for net in (past_the_head(), keras.Model(inputs, twice(twice(inputs))), masked, model(lambda: L.Dense(2))):
+        assert KerasModel(net, "head").parts() is None
+
+
 def test_what_xla_compiles_is_what_tensorflow_computes(tmp_path):
     learned, tested = [], []
     for jit_compile in (False, True):
