@@ -62,6 +62,8 @@ def learner_of(config: Config, network: Network, weights: Mapping[str, Any]) -> 
         variable.assign(tf.reshape(weights[name], variable.shape))
     official = dict(zip(KerasModel(model, dtype=network.dtype).names, names, strict=True))
     own = KerasModel(model, lambda name: official[name] in network.adapted, network.dtype)
+    if network.kind == "fc":
+        own.compile()
 
     def loss(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """The official loss."""
