@@ -57,14 +57,14 @@ def test_a_training_that_fails_is_named(monkeypatch):
 
 
 def test_the_table_says_what_was_measured():
-    lines = compare.report({"MAML": ROW}, MACHINE, 60).splitlines()
+    lines = compare.report({"MAML": ROW}, MACHINE, 60, 5).splitlines()
     assert "| MAML | 98.76 ± 1.23 | query set | 1,234 | 60 | 111,936 |" in lines
     assert any("600 test tasks" in line and "make compare BUDGET=60" in line for line in lines)
 
 
 def test_the_figure_is_a_small_png(tmp_path):
     pytest.importorskip("matplotlib")
-    compare.draw(dict.fromkeys(compare.RUNS, ROW), tmp_path / "compare.png")
+    compare.draw(dict.fromkeys(compare.RUNS, ROW), tmp_path / "compare.png", 5)
     assert (tmp_path / "compare.png").stat().st_size < 150_000
     assert min(Image.open(tmp_path / "compare.png").size) >= 400
 
@@ -80,5 +80,6 @@ def test_the_curve_is_read_from_the_validations(tmp_path):
 
 
 def test_every_run_is_one_that_main_accepts():
-    for flags in compare.RUNS.values():
+    for name, flags in compare.RUNS.items():
         Config.from_flags(compare.EVERYONE | flags)
+        Config.from_flags(compare.EVERYONE | flags | compare.RUNS_OF_20.get(name, {}) | {"num_classes": 20})
