@@ -8,8 +8,12 @@ import hashlib
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from maml.errors import UserError
+from maml.tasks import cache
 from maml.tasks.image_files import is_image, listed, visible
+from maml.tasks.split import key_of
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -115,22 +119,39 @@ def counted(number: int, noun: str) -> str:
 
 
 def shared_between_splits(data_dir: str) -> list[str]:
-    """Classes of one name, and files of the same bytes, that lie in more than one split; a line each."""
+    """Classes of one name, and files of the same bytes, that lie in more than one split; a line each.
+
+    What was found is kept beside the prepared images, until a file is another.
+    """
     classes = {split: read_classes(folder).paths for split, folder in split_folders(data_dir).items()}
-    lines = []
-    splits = list(classes)
+    files = [(split, path) for split, paths in classes.items() for each in paths.values() for path in each]
+    key, places = key_of((path for _, path in files), data_dir), cache.paths(data_dir, "shared.cache")
+    for place in places:
+        if kept := cache.load(place, key):
+            return kept[1]["lines"]
+    lines = _shared_classes(classes) + _shared_files(files, data_dir)
+    cache.store(places, key, np.zeros([1, 1], np.uint8), {"lines": lines})
+    return lines
+
+
+def _shared_classes(classes: dict[str, dict[str, list[str]]]) -> list[str]:
+    lines, splits = [], list(classes)
     for i, first in enumerate(splits):
         for second in splits[i + 1 :]:
             names = sorted(classes[first].keys() & classes[second].keys())
             if names:
                 verb = "is" if len(names) == 1 else "are"
                 lines.append(f"{counted(len(names), 'class')} {verb} in {first} and in {second}: {listed(names)}")
-    copies = _copies([(split, path) for split in splits for paths in classes[split].values() for path in paths])
-    if copies:
-        pairs = [" = ".join(os.path.relpath(path, data_dir) for path in paths) for paths in copies]
-        verb = "is" if len(copies) == 1 else "are"
-        lines.append(f"{counted(len(copies), 'image')} {verb} in more than one split, byte for byte: {listed(pairs)}")
     return lines
+
+
+def _shared_files(files: list[tuple[str, str]], data_dir: str) -> list[str]:
+    copies = _copies(files)
+    if not copies:
+        return []
+    pairs = [" = ".join(os.path.relpath(path, data_dir) for path in paths) for paths in copies]
+    verb = "is" if len(copies) == 1 else "are"
+    return [f"{counted(len(copies), 'image')} {verb} in more than one split, byte for byte: {listed(pairs)}"]
 
 
 def _copies(files: list[tuple[str, str]]) -> list[list[str]]:

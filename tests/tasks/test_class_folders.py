@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maml.errors import UserError
+from maml.tasks import class_folders
 from maml.tasks.class_folders import read_classes, shared_between_splits, split_folders
 from maml.tasks.images import load_split, own_size, sized
 from tests.image_fixtures import write_class_folders, write_omniglot_folders
@@ -90,6 +91,21 @@ def test_classes_and_copies_in_two_splits_are_named(tmp_path):
     assert lines[1].startswith("1 image is in more than one split, byte for byte: ")
     assert os.path.join("train", "train_01", "000.png") in lines[1]
     assert os.path.join("test", "test_01", "copy.png") in lines[1]
+
+
+def test_what_lies_in_two_splits_is_looked_for_once(tmp_path, monkeypatch):
+    write_class_folders(tmp_path, {"train": 2, "val": 2}, per_class=3, size=20)
+    os.link(tmp_path / "train/train_00/000.png", tmp_path / "val/val_01/copy.png")
+    lines = shared_between_splits(str(tmp_path))
+    read, ends = [], class_folders._end
+    monkeypatch.setattr(class_folders, "_end", lambda path: read.append(path) or ends(path))
+    assert shared_between_splits(str(tmp_path)) == lines and len(lines) == 1 and not read
+    os.unlink(tmp_path / "val/val_01/copy.png")
+    assert shared_between_splits(str(tmp_path)) == [] and read
+    for path in (tmp_path / ".cache").iterdir():  # damaged
+        path.write_bytes(path.read_bytes()[:-1])
+    os.link(tmp_path / "train/train_00/000.png", tmp_path / "val/val_01/copy.png")
+    assert shared_between_splits(str(tmp_path)) == lines
 
 
 @pytest.mark.parametrize(
