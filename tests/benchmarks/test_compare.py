@@ -58,7 +58,7 @@ def test_a_training_that_fails_is_named(monkeypatch):
 
 def test_the_table_says_what_was_measured():
     lines = compare.report({"MAML": ROW}, MACHINE, 60, 5).splitlines()
-    assert "| MAML | 98.76 ± 1.23 | query set | 1,234 | 60 | 111,936 |" in lines
+    assert "| MAML | 98.76 ± 1.23 | query set | 1,234 | 60 | 111,936 | 98.7 ± 0.4 |" in lines
     assert any("600 test tasks" in line and "--num_classes=5 --seconds=60" in line for line in lines)
 
 
