@@ -150,7 +150,7 @@ def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int,
         f"# MAML and other algorithms, Omniglot {classes}-way 1-shot, {seconds} s each\n\n"
         f"`python -m benchmarks.compare --num_classes={classes} --seconds={seconds}`. "
         f"Accuracy on {tasks} test tasks ± the 95 % interval over them. "
-        "The time is that of the whole command, validations included; what is published took all the time it needed.\n\n"
+        "The time is that of the whole command, validations included; what is published took all the time it took.\n\n"
         f"{table(header, lines)}\n{machine_lines(where)}\n"
     )
 
