@@ -13,6 +13,7 @@ from maml.algorithms.adam import AdamState, adam_init
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
 from maml.data_generator import Episodes
+from maml.kernels.dense import filled
 from maml.models.protocol import Weights
 from maml.parallel import map_tasks, mean_gradient
 
@@ -120,6 +121,8 @@ class GradientBased(Adapting):
         """
         if self.config.learn_rates == "none":
             return dict.fromkeys(self.adapted, self.config.update_lr)
+        if self.config.learn_rates == "step":
+            return {name: filled(weights[RATE + name], weights[name].shape) for name in self.adapted}
         return {name: weights[RATE + name] for name in self.adapted}
 
     def init_rates(self, weights: Weights) -> Weights:

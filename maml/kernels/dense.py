@@ -1,10 +1,13 @@
-"""Products of a few examples with a small matrix, exact to second order.
+"""Products of a few examples with a small matrix, and one number in all places, exact to second order.
 
 Plain form: `inputs @ matrix`. Fast form: the same with its derivatives written out, so that
 
     ∂L/∂matrix = Σ_examples inputs[e] ⊗ dout[e]
 
-is a sum of outer products: for few examples XLA sums these faster than it multiplies matrices.
+is a sum of outer products: for few examples XLA sums these faster than it multiplies matrices. A sum of all elements
+it computes one after another, a product with ones not:
+
+    ∂L/∂number = Σ_i dout[i] = doutᵀ 1
 """
 
 import tensorflow as tf
@@ -45,3 +48,16 @@ def _by_matrix(inp, dout):
     else:
         total = tf.matmul(inp, dout, transpose_a=True)
     return total, lambda u: (_by_inputs(dout, u), product(inp, u))
+
+
+def filled(number, shape):
+    """A number [] in all places of a shape, as `tf.fill` has it."""
+
+    @tf.custom_gradient
+    def fill(number):
+        return tf.fill(shape, number), total
+
+    def total(dout):
+        return tf.reshape(tf.reshape(dout, [1, -1]) @ tf.ones([shape.num_elements(), 1], dout.dtype), [])
+
+    return fill(number)

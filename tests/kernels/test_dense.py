@@ -25,6 +25,18 @@ def test_a_gpu_sums_over_many_examples_in_parts(examples, monkeypatch):
     same_as_of_matrices(examples, 7, 5)
 
 
+@pytest.mark.parametrize("jit", [None, True])
+@pytest.mark.parametrize("shape", [[3, 4], [5], [2, 3, 2, 2]])
+def test_a_number_in_all_places(shape, jit):
+    number, other = tf.constant(0.7, tf.float64), tf.constant(np.random.default_rng(0).normal(size=shape))
+
+    def by(fill):
+        return lambda number, other: tf.sin(fill(number) * other) * fill(number * number)
+
+    ours, plain = by(lambda number: dense.filled(number, other.shape)), by(lambda number: tf.fill(shape, number))
+    assert_same_to_second_order(ours, plain, number, other, jit=jit)
+
+
 def same_as_of_matrices(examples, fan_in, fan_out, jit=None):
     rng = np.random.default_rng(0)
     inp, weight = (tf.constant(rng.normal(size=shape) / 5) for shape in ([examples, fan_in], [fan_in, fan_out]))
