@@ -157,10 +157,12 @@ def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int,
 
 def draw(rows: dict[str, dict[str, Any]], path: Path, classes: int) -> None:
     """Validation accuracy over wall-clock time; on the right, matching networks' plain and scaled cosine."""
-    figure, (left, right) = subplots(1, 2, (11, 4.2))
+    both = any("cosine" in name for name in rows)
+    figure, axes = subplots(1, 1 + both, (11 if both else 6, 4.2))
+    left, right = axes if both else (axes, None)
     colours = dict(zip(RUNS, COLOURS, strict=False))
     for name, row in rows.items():
-        panels = [right] if "cosine" in name else [left, right] if name.startswith("matching") else [left]
+        panels = [right] if "cosine" in name else [left, right] if both and name.startswith("matching") else [left]
         for panel in panels:
             panel.plot(
                 [seconds for seconds, _ in row["curve"]],
@@ -171,8 +173,9 @@ def draw(rows: dict[str, dict[str, Any]], path: Path, classes: int) -> None:
                 label=name,
             )
     left.set(title=f"Omniglot, {classes}-way 1-shot", ylabel="accuracy on 100 validation tasks, %")
-    right.set(title="Matching networks: the scale of the attention")
-    for panel in (left, right):
+    if both:
+        right.set(title="Matching networks: the scale of the attention")
+    for panel in filter(None, (left, right)):
         panel.set(xlabel="seconds since the command began", xlim=(0, None))
         panel.legend(loc="lower right", frameon=False)
     save(figure, path)

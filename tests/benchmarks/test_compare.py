@@ -67,6 +67,9 @@ def test_the_figure_is_a_small_png(tmp_path):
     compare.draw(dict.fromkeys(compare.RUNS, ROW), tmp_path / "compare.png", 5)
     assert (tmp_path / "compare.png").stat().st_size < 150_000
     assert min(Image.open(tmp_path / "compare.png").size) >= 400
+    wide = Image.open(tmp_path / "compare.png").width
+    compare.draw({"MAML": ROW, "matching networks, l2": ROW}, tmp_path / "one.png", 20)  # one panel
+    assert 400 <= Image.open(tmp_path / "one.png").width < wide
 
 
 def test_the_curve_is_read_from_the_validations(tmp_path):
