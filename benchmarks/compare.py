@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.figures import BLUE, GREEN, GREY, ORANGE, ROOT, run_main, save, subplots
 from benchmarks.measure import count, machine, machine_lines, table, write_report
 from maml import algorithms
@@ -159,11 +161,14 @@ def draw(rows: dict[str, dict[str, Any]], path: Path, classes: int) -> None:
     """Validation accuracy over wall-clock time; on the right, matching networks' plain and scaled cosine."""
     both = any("cosine" in name for name in rows)
     figure, axes = subplots(1, 1 + both, (11 if both else 6, 4.2))
-    left, right = axes if both else (axes, None)
+    panels = list(np.ravel(axes))
+    panels[0].set(title=f"Omniglot, {classes}-way 1-shot", ylabel="accuracy on 100 validation tasks, %")
+    if both:
+        panels[1].set(title="Matching networks: the scale of the attention")
     colours = dict(zip(RUNS, COLOURS, strict=False))
     for name, row in rows.items():
-        panels = [right] if "cosine" in name else [left, right] if both and name.startswith("matching") else [left]
-        for panel in panels:
+        shown = panels[1:] if "cosine" in name else panels if name.startswith("matching") else panels[:1]
+        for panel in shown:
             panel.plot(
                 [seconds for seconds, _ in row["curve"]],
                 [100 * accuracy for _, accuracy in row["curve"]],
@@ -172,12 +177,9 @@ def draw(rows: dict[str, dict[str, Any]], path: Path, classes: int) -> None:
                 markersize=3,
                 label=name,
             )
-    left.set(title=f"Omniglot, {classes}-way 1-shot", ylabel="accuracy on 100 validation tasks, %")
-    if both:
-        right.set(title="Matching networks: the scale of the attention")
-    for panel in filter(None, (left, right)):
+    for panel in panels:
         panel.set(xlabel="seconds since the command began", xlim=(0, None))
-        panel.legend(loc="lower right", frameon=False)
+        panel.legend(loc="best", frameon=False)
     save(figure, path)
 
 
