@@ -23,6 +23,7 @@ def unseen(rng):
 
 
 if __name__ == "__main__":
+    keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
             keras.Input((12,)),

@@ -20,6 +20,7 @@ def backbone(image_size: int, num_classes: int) -> keras.Model:
 if __name__ == "__main__":
     folder, iterations = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 2000
     tasks = maml.folder_tasks(folder, image_size=96, num_classes=5, shots=1, queries=3)
+    keras.utils.set_random_seed(0)
     learner = maml.train(
         backbone(96, 5),
         tasks,
