@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def curve(folder: Path, begin: float) -> list[tuple[float, float]]:
     return [(point.time - begin, point.value) for point in points]
 
 
-def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int, classes: int) -> str:
+def report(
+    rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int, classes: int, chosen: Sequence[str] = ()
+) -> str:
     """The table in Markdown."""
     header = ["algorithm", "accuracy, %", "measured on", "iterations", "time, s", "parameters", "published, %"]
     lines = [
@@ -150,7 +153,7 @@ def report(rows: dict[str, dict[str, Any]], where: dict[str, Any], seconds: int,
     tasks = next(iter(rows.values()))["tasks"]
     return (
         f"# MAML and other algorithms, Omniglot {classes}-way 1-shot, {seconds} s each\n\n"
-        f"`python -m benchmarks.compare --num_classes={classes} --seconds={seconds}`. "
+        f"`{' '.join(['python -m benchmarks.compare', *chosen])} --num_classes={classes} --seconds={seconds}`. "
         f"Accuracy on {tasks} test tasks ± the 95 % interval over them. "
         "The time is that of the whole command, validations included; what is published took all the time it took.\n\n"
         f"{table(header, lines)}\n{machine_lines(where)}\n"
@@ -201,7 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             rows[name] = measure(name, options)
             values = {"machine": where, "seconds": options.seconds, "runs": rows}
-            write_report(options.output, stem, report(rows, where, options.seconds, classes), values)
+            write_report(
+                options.output, stem, report(rows, where, options.seconds, classes, options.algorithms), values
+            )
             draw(rows, options.output / "figures" / f"{stem}.png", classes)
     except UserError as error:
         print(f"compare: {error}", file=sys.stderr)

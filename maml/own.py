@@ -153,7 +153,8 @@ def train(
             function of a weight's name.
         learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
         jit_compile: whether XLA compiles the update, with all tasks in the same operations: for small dense models,
-            whose operations take longer to start than to compute. The first update takes longer.
+            whose operations take longer to start than to compute. The first update takes longer. Not for max pooling,
+            which XLA computes inexactly in float32: of a Keras model it is refused.
         logdir: of the runs; each setting has a folder in it.
         flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"),
             update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….

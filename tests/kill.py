@@ -179,10 +179,8 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
     for worker, process in enumerate(start_workers(workers, whole, iterations)):
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
     for number in range(kills):
-        processes, goal = (
-            start_workers(workers, killed, iterations),
-            newest(whole) * (number + rng.random()) / (kills + 1),
-        )
+        processes = start_workers(workers, killed, iterations)
+        goal = newest(whole) * (number + rng.random()) / (kills + 1)
         goal = max(goal, newest(killed))  # not before they have met: who is missing then is waited for
         while newest(killed) <= goal and all(process.poll() is None for process in processes):
             time.sleep(0.01)

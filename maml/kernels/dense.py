@@ -51,7 +51,7 @@ def _by_matrix(inp, dout):
 
 
 def filled(number, shape):
-    """A number [] in all places of a shape, as `tf.fill` has it."""
+    """A number [] in all places of a tf.TensorShape that is known, as `tf.fill` has it: a tensor of that shape."""
 
     @tf.custom_gradient
     def fill(number):

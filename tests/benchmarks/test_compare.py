@@ -57,9 +57,9 @@ def test_a_training_that_fails_is_named(monkeypatch):
 
 
 def test_the_table_says_what_was_measured():
-    lines = compare.report({"MAML": ROW}, MACHINE, 60, 5).splitlines()
+    lines = compare.report({"MAML": ROW}, MACHINE, 60, 5, ["maml"]).splitlines()
     assert "| MAML | 98.76 ± 1.23 | query set | 1,234 | 60 | 111,936 | 98.7 ± 0.4 |" in lines
-    assert any("600 test tasks" in line and "--num_classes=5 --seconds=60" in line for line in lines)
+    assert any("600 test tasks" in line and "compare maml --num_classes=5 --seconds=60`" in line for line in lines)
 
 
 def test_the_figure_is_a_small_png(tmp_path):

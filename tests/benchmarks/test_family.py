@@ -4,8 +4,7 @@ from benchmarks import family
 
 
 def test_a_row_has_a_ratio_for_every_member(monkeypatch):
-    names = list(family.FAMILY)
-    monkeypatch.setattr(family, "FAMILY", {name: family.FAMILY[name] for name in (names[0],)})
+    monkeypatch.setattr(family, "FAMILY", {"ANIL": family.FAMILY["ANIL"]})
     title, maml, *ratios = family.compare("toy", 1, 0)
     assert title == family.ALL["toy"].title and "(" in maml
     assert len(ratios) == len(family.FAMILY) and all(float(ratio) > 0 for ratio in ratios)

@@ -472,17 +472,15 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_body_that_is_not_adapted_is_computed_once_for_each_set(name, monkeypatch):
+def test_a_body_that_is_not_adapted_is_computed_once_for_each_set(name):
     shape, layers = CUT[name]
     net = model(*layers, lambda: L.Dense(2), lambda: L.Activation("softplus"), shape=shape)
     config = Config.from_flags({"datasource": "own", "loss": "mse", "norm": "None", "num_updates": 3})
     learner = OwnMAML(config.replace(dtype="float64", update_lr=0.1), KerasModel(net, "head", "float64"), "mse")
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 6, *shape)), rng.normal(size=(2, 6, 2))
-    episodes, weights = (
-        Episodes(*map(tf.constant, (x[:, :3], y[:, :3], x[:, 3:], y[:, 3:]))),
-        learner.init_state().weights,
-    )
+    episodes = Episodes(*map(tf.constant, (x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])))
+    weights = learner.init_state().weights
     calls, body = [], learner.parts[0]
     learner.parts = (lambda *given: calls.append(1) or body(*given)), learner.parts[1]
     loss, gradient = learner.gradient(weights, episodes, 0)
