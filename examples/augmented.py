@@ -42,14 +42,8 @@ if __name__ == "__main__":
         layers += [keras.layers.ReLU()]
     model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(3)])
     tasks = Augmented(sys.argv[1])
-    iterations = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     learner = maml.train(
-        model,
-        tasks,
-        loss="xent",
-        update_lr=0.1,
-        num_updates=3,
-        metatrain_iterations=iterations,
-        logdir="logs/augmented",
+        model, tasks, loss="xent", update_lr=0.1, num_updates=3, metatrain_iterations=steps, logdir="logs/augmented"
     )
     print(learner.test(tasks, 60))

@@ -1,6 +1,7 @@
 """A model, a loss and tasks of one's own: exact, resumable, and one line for what does not fit."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -565,3 +566,17 @@ def test_examples_learn(name, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     means = [float(row.split("±")[0].split()[-1]) for row in done.stdout.splitlines() if "set  " in row]
     assert means[-1] < 0.8 * means[0]
+
+
+@pytest.mark.parametrize("name", ["lstm.py", "transformer.py", "pendulum.py", "augmented.py", "photos.py"])
+def test_the_other_examples_run(name, tmp_path, monkeypatch, capsys):
+    """Two iterations of each; docs/your_own_model.md says what they reach."""
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "photos", {"train": 5, "val": 5, "test": 5}, 4, size=32)
+    monkeypatch.setattr("sys.argv", [name, "photos", "2"])
+    source = (ROOT / "examples" / name).read_text()
+    shorter = re.sub(r"(metatrain_iterations=)\d+", r"\g<1>2", source)
+    shorter = re.sub(r"(learner\.test\(\w+, )\d+", r"\g<1>20", shorter)
+    exec(compile(shorter, name, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert "Trained: 2 iterations" in printed and "(20 tasks)" in printed
