@@ -568,7 +568,7 @@ def test_examples_learn(name, tmp_path):
     assert means[-1] < 0.8 * means[0]
 
 
-@pytest.mark.parametrize("name", ["lstm.py", "transformer.py", "pendulum.py", "augmented.py", "photos.py"])
+@pytest.mark.parametrize("name", ["lstm.py", "transformer.py", "pendulum.py", "photos.py"])
 def test_the_other_examples_run(name, tmp_path, monkeypatch, capsys):
     """Two iterations of each; docs/your_own_model.md says what they reach."""
     monkeypatch.chdir(tmp_path)
