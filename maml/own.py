@@ -24,6 +24,7 @@ from maml.devices import replicas
 from maml.errors import UserError
 from maml.files import read_json, write_json
 from maml.learner import check_export, write_saved_model
+from maml.models.exact import exact_functions
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
@@ -74,7 +75,8 @@ class OwnMAML(ANIL):
 
     def loss_func(self, outputs: Any, labels: Any, shots: Any = None) -> tf.Tensor:
         """Loss of one task, []."""
-        return self.loss(outputs, labels)
+        with exact_functions():
+            return self.loss(outputs, labels)
 
     def adapt(self, weights: Weights, inputa: Any, labela: Any, num_updates: int) -> Weights:
         """The fast weights after `num_updates` steps on one task's support set."""

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.errors import UserError
+from maml.models.exact import exact_functions
 from maml.models.keras_model import chosen
 from maml.models.protocol import Model, Weights
 
@@ -45,7 +46,8 @@ class FunctionModel(Model):
 
     def apply(self, weights: Weights, inputs: Any, reference: int | tf.Tensor | None = None) -> Any:
         """What the function returns."""
-        return self.forward(_nested({name: weights[name] for name in self.names}), inputs)
+        with exact_functions():
+            return self.forward(_nested({name: weights[name] for name in self.names}), inputs)
 
     def compile(self) -> None:
         """Lets XLA compile it."""

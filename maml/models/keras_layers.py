@@ -45,25 +45,6 @@ def refuse_inexact(model: Any) -> None:
         behind = behind or bool(layer.trainable_variables and not hasattr(layer, "layers"))
 
 
-@contextlib.contextmanager
-def exact_moments() -> Iterator[None]:
-    """Batch-norm and group-norm by plain means: tf.nn.moments, which Keras uses, stops a gradient in the variance."""
-    from keras.src.backend.tensorflow import nn
-
-    before = nn._compute_moments
-
-    def plain(x: tf.Tensor, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        mean = tf.reduce_mean(x, axes, keepdims=True)
-        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-        return (mean if keepdims else tf.squeeze(mean, axes)), variance
-
-    nn._compute_moments = plain
-    try:
-        yield
-    finally:
-        nn._compute_moments = before
-
-
 def pools_behind_batch_norm(model: Any) -> dict[Any, Any]:
     """{batch-norm: the 2×2 max pooling behind it}, where nothing stands between but activations that keep the order.
 

@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from maml.errors import UserError
+from maml.models.exact import exact_functions
 from maml.models.keras_layers import (
     body_and_head,
-    exact_moments,
     layers_of,
     pooled_first,
     pools_behind_batch_norm,
@@ -67,7 +67,7 @@ class KerasModel(Model):
             _seed_of(inputs) if _is_seed(variable) else tf.convert_to_tensor(variable.value)
             for variable in self.keras.non_trainable_variables
         ]
-        with exact_moments(), pooled_first(self.pools):
+        with exact_functions(), pooled_first(self.pools):
             outputs, _ = self.keras.stateless_call([weights[name] for name in self.names], other, inputs, training=True)
         return outputs
 

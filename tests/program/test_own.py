@@ -1,5 +1,6 @@
 """A model, a loss and tasks of one's own: exact, resumable, and one line for what does not fit."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import maml
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.errors import UserError
+from maml.models import keras_model
+from maml.models.exact import exact_functions
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel, weight_names
 from maml.own import OwnMAML
@@ -104,14 +107,15 @@ LOSSES = {
 }
 
 
-def report_of(net: keras.Model, shape, loss="mse", **flags):
+def report_of(net: keras.Model | FunctionModel, shape, loss="mse", **flags):
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(2, n, *s)) for n, s in ((3, shape), (3, (2,)), (4, shape), (4, (2,)))]
     config = Config.from_flags(
         {"datasource": "own", "loss": "mse", "norm": "None", "dtype": "float64", "update_lr": 0.1, "num_updates": 2}
         | flags
     )
-    learner = OwnMAML(config, KerasModel(net, dtype="float64"), loss)
+    network = net if isinstance(net, FunctionModel) else KerasModel(net, dtype="float64")
+    learner = OwnMAML(config, network, loss)
     weights = learner.init_state().weights
     return check_gradients(learner, weights, Episodes(*map(tf.constant, parts)), directions=2)
 
@@ -247,13 +251,57 @@ def test_learned_rates_are_exact(learn_rates):
 @pytest.mark.usefixtures("eagerly")
 def test_batch_norm_as_keras_has_it_is_not_exact(monkeypatch):
     """The test above could fail."""
-    import contextlib
-
-    from maml.models import keras_model
-
-    monkeypatch.setattr(keras_model, "exact_moments", contextlib.nullcontext)
+    monkeypatch.setattr(keras_model, "exact_functions", contextlib.nullcontext)
     shape, *layers = LAYERS["batch-norm"]
     assert not report_of(model(*layers, lambda: L.Dense(2), shape=shape), shape).exact
+
+
+def convolved(weights, x):
+    """A function that normalizes and adds biases by TensorFlow's own functions."""
+    x = tf.nn.bias_add(tf.nn.conv2d(x, weights["kernel"], 2, "SAME"), weights["bias"])
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    x = tf.nn.tanh(tf.nn.batch_normalization(x, mean, variance, None, None, 1e-3))
+    return tf.nn.bias_add(tf.reshape(x, [len(x), -1]) @ weights["head"], weights["end"])
+
+
+def normalized_mse(outputs, y):
+    """A loss that brings the outputs to mean 0 and variance 1."""
+    mean, variance = tf.nn.moments(outputs, [0], keepdims=True)
+    return tf.reduce_mean(tf.square((outputs - mean) / tf.sqrt(variance + 0.1) - y))
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("without", [None, "maml.models.function_model", "maml.own"])
+def test_functions_and_losses_by_tensorflows_moments_are_exact(without, monkeypatch):
+    """Also that it would be seen if one of them was not."""
+    if without:
+        monkeypatch.setattr(f"{without}.exact_functions", contextlib.nullcontext)
+    shapes = {"kernel": (3, 3, 2, 3), "bias": (3,), "head": (12, 2), "end": (2,)}
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    network = FunctionModel(weights, convolved, dtype="float64")
+    assert report_of(network, (4, 4, 2), normalized_mse).exact == (without is None)
+
+
+@pytest.mark.parametrize("data_format", [None, "NHWC", "NCHW"])
+def test_biases_are_added_without_the_gradient_that_onednn_merges(data_format):
+    """Into a cycle, in about half of all starts, where convolutions with a stride stand behind each other."""
+    x, bias = tf.random.normal([2, 3, 5, 3]), tf.random.normal([3])
+
+    @tf.function
+    def both(x, bias):
+        with tf.GradientTape() as tape, exact_functions():
+            tape.watch(bias)
+            outputs = tf.nn.bias_add(x, bias, data_format=data_format)
+        return outputs, tape.gradient(outputs, bias)
+
+    outputs, gradient = both(x, bias)
+    np.testing.assert_array_equal(outputs, tf.nn.bias_add(x, bias, data_format))
+    np.testing.assert_array_equal(gradient, [30, 30, 30])
+    kinds = {op.type for op in both.get_concrete_function(x, bias).graph.get_operations()}
+    assert not kinds & {"BiasAdd", "BiasAddGrad"}
+    with pytest.raises(ValueError, match="Shapes"), exact_functions():
+        tf.nn.bias_add(x, tf.zeros([2]), data_format)
 
 
 def line(rng):
@@ -568,7 +616,7 @@ def test_examples_learn(name, tmp_path):
     assert means[-1] < 0.8 * means[0]
 
 
-@pytest.mark.parametrize("name", ["lstm.py", "transformer.py", "pendulum.py", "photos.py"])
+@pytest.mark.parametrize("name", ["lstm.py", "transformer.py", "pendulum.py", "photos.py", "augmented.py"])
 def test_the_other_examples_run(name, tmp_path, monkeypatch, capsys):
     """Two iterations of each; docs/your_own_model.md says what they reach."""
     monkeypatch.chdir(tmp_path)
