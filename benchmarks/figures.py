@@ -2,6 +2,7 @@
 
   python -m benchmarks.figures                     all of them
   python -m benchmarks.figures sinusoid            those of the sinusoid
+  python -m benchmarks.figures family              what the members of MAML's family adapt and learn; needs no run
   python -m benchmarks.figures --iterations=2000 --logs=logs/quick    a quick look
 
 A run that is there is drawn as it stands; one that is missing is trained first.
@@ -9,6 +10,7 @@ A run that is there is drawn as it stands; one that is missing is trained first.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measure import count
+from maml import algorithms
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.errors import UserError
@@ -36,6 +39,7 @@ STEPS = 10
 
 # Okabe and Ito's colours, which every kind of colour vision tells apart; markers differ besides.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+PALE = "#A8C8DC"
 LOOKS = {"MAML": (BLUE, "o"), "pretrained": (ORANGE, "s"), "oracle": (GREEN, "^")}
 
 
@@ -180,6 +184,60 @@ def draw_omniglot(result: dict[str, Any], train: dict[int, float], val: dict[int
     save(figure, path)
 
 
+def draw_family(members: dict[str, Any], path: Path) -> None:
+    """A panel a member: its layers after each inner step, α between them, and below the query losses that count."""
+    figure, panels = subplots(
+        1, len(members), (14, 3.9), width_ratios=[max(2, steps_drawn(m)) for m in members.values()]
+    )
+    for panel, (name, member) in zip(panels, members.items(), strict=True):
+        draw_member(panel, member)
+        panel.set_title(name)
+    boxes = {"adapted to the task": ORANGE, "as meta-learned": PALE, "learned batch-norm of the step": GREEN}
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for label, colour in boxes.items()]
+    handles.append(Patch(color="none", label="L: a query loss that counts"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
+
+
+def steps_drawn(member: Any) -> int:
+    """At most three, which show as much as more would."""
+    return min(3, member.config.num_updates)
+
+
+def draw_member(panel: Any, member: Any) -> None:
+    """See `draw_family`."""
+    from matplotlib.patches import Rectangle
+
+    config, steps, layers = member.config, steps_drawn(member), member.model.layers
+    adapted = {int(re.sub(r"\D", "", name)) for name in member.adapted}
+    rate = {"none": "α", "weight": "learned\nα per\nweight", "step": "α{}"}[config.learn_rates]
+    for step in range(steps + 1):
+        for layer in range(1, layers + 1):
+            colour = ORANGE if step and layer in adapted else PALE
+            panel.add_patch(Rectangle((2 * step, layers - layer), 1, 0.9, facecolor=colour))
+            if config.per_step_bn and layer < layers:
+                panel.add_patch(Rectangle((2 * step + 0.8, layers - layer), 0.2, 0.9, color=GREEN))
+        if step < steps:
+            panel.annotate("", (2 * step + 2, layers / 2), (2 * step + 1, layers / 2), arrowprops={"arrowstyle": "->"})
+            panel.text(2 * step + 1.5, layers / 2 + 0.2, rate.format("₁₂₃"[step]), ha="center", va="bottom", fontsize=8)
+        counts = step == steps or (step and config.multi_step_loss_num_epochs)
+        panel.text(2 * step + 0.5, -0.75, "L" if counts else "", ha="center", weight="bold", color=BLUE)
+    order = "first order" if config.stop_grad else "second order"
+    panel.annotate("", (0.5, -1.1), (2 * steps + 0.5, -1.1), arrowprops={"arrowstyle": "->", "color": BLUE})
+    panel.text(steps + 0.5, -1.65, f"∂L/∂θ, {order}", ha="center", color=BLUE, fontsize=9)
+    panel.set(
+        xlim=(-0.2, 2 * steps + 1.2), ylim=(-1.9, layers + 0.1), xticks=[2 * step + 0.5 for step in range(steps + 1)]
+    )
+    panel.set_xticklabels(["θ", *(f"step {step}" for step in range(1, steps + 1))])
+    panel.set(yticks=[layers - layer + 0.45 for layer in range(1, layers + 1)])
+    panel.set_yticklabels([*(f"layer {layer}" for layer in range(1, layers)), "head"], fontsize=8)
+    panel.grid(False)
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0)
+
+
 def subplots(rows: int, columns: int, size: tuple[float, float], **options: Any):
     """A figure and its panels in a row, drawn without a screen."""
     import matplotlib
@@ -222,9 +280,21 @@ def omniglot(options: argparse.Namespace) -> None:
     draw_omniglot(result, train, val, options.output / "omniglot.png")
 
 
+def family(options: argparse.Namespace) -> None:
+    """Draws family.png from the learners themselves."""
+    members: dict[str, dict[str, Any]] = {"MAML": {}, "first order": {"stop_grad": True}}
+    members |= {name: {"algorithm": name.lower().replace("-", "")} for name in ("ANIL", "Meta-SGD", "MAML++")}
+    flags = {"datasource": "omniglot", "num_updates": 5}
+    learners = {
+        name: algorithms.build(Config.from_flags(flags | own | ({"num_updates": 1} if name == "Meta-SGD" else {})))
+        for name, own in members.items()
+    }
+    draw_family(learners, options.output / "family.png")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Draws the figures; returns the exit code."""
-    drawings = {"sinusoid": sinusoid, "omniglot": omniglot}
+    drawings = {"sinusoid": sinusoid, "omniglot": omniglot, "family": family}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
     parser.add_argument("figures", nargs="*", choices=[*drawings, []], help="which (default: all)")
     parser.add_argument("--logs", default="logs", help="folder of the runs' --logdir folders")

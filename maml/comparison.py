@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maml.algorithms import ensemble
 from maml.config import Config, names_of
 from maml.data_generator import DataGenerator
 from maml.errors import UserError
@@ -183,12 +184,12 @@ def _tested(folder: Path, given: dict[str, Any], tasks: dict[str, Any]) -> Run:
     measures = Evaluator(model, data).tasks(learner.weights, split, config.test_tasks, config.evaluation_updates)
     values = measures["accuracy" if config.classification else "loss"]
     after = min(model.reported[-1], values.shape[1] - 1)
-    learned = [weight for name, weight in learner.weights.items() if not name.startswith("adam/")]
+    learned = [weight for name, weight in ensemble.best(learner.weights).items() if not name.startswith("adam/")]
     tag = CURVE.format(name="accuracy" if config.classification else "loss")
     return Run(
         folder,
         config,
-        int("".join(filter(str.isdigit, learner.checkpoint.name))),
+        int("".join(filter(str.isdigit, learner.checkpoint.name.rpartition("_")[2]))),
         sum(math.prod(weight.shape) for weight in learned),
         values[:, after],
         values[:, 0] if after else None,

@@ -10,7 +10,7 @@ Nothing here depends on how a model adapts: it has `adapt`, whose result only it
 import dataclasses
 import os
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml import algorithms
+from maml.algorithms import ensemble
 from maml.algorithms.protocol import Algorithm
 from maml.config import Config
 from maml.errors import UserError
@@ -69,10 +70,9 @@ def refuse_own(config: Config, folder: Path) -> None:
 
 def learner_of(config: Config, folder: Path) -> "Learner":
     """The learner of the run in a folder, by the checkpoint that the config names."""
-    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
     model = algorithms.build(config)
-    state, _ = checkpoints.restore(checkpoint, model)
-    return Learner(config, model, state.weights, checkpoint.prefix)
+    checkpoint, weights = checkpoints.restore_chosen(folder, config, model)
+    return Learner(config, model, weights, checkpoint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Learner:
 
     config: the run's setting.
     model: has `adapt` and `predict`.
-    weights: what was meta-learned.
+    weights: what was meta-learned; of several checkpoints, an ensemble: each adapts, and their outputs are averaged.
     checkpoint: where the weights are from.
     """
 
     config: Config
     model: Algorithm
-    weights: Weights
+    weights: Weights | list[Weights]
     checkpoint: Path
 
     def adapt(
@@ -121,7 +121,7 @@ class Learner:
             classes, labels = self._one_hot(support_labels, len(inputs))
         else:
             classes, labels = (), self._targets(support_labels, len(inputs))
-        state = self.model.adapt(self.weights, inputs, labels, self._steps(num_updates))
+        state = ensemble.adapt(self.model, self.weights, inputs, labels, self._steps(num_updates))
         return Adapted(self, classes, inputs, state)
 
     def demo(self, **launch: Any) -> Any:
@@ -243,7 +243,7 @@ class Adapted:
     learner: it.
     classes: the labels, in the order of the columns of `predict_proba`; empty for a sinusoid run.
     support: [S, dim_input].
-    state: what the model's `adapt` returned.
+    state: what the model's `adapt` returned; a list of that for an ensemble.
     """
 
     learner: Learner
@@ -276,7 +276,8 @@ class Adapted:
         inputs = self.learner.inputs(images, "images")
         together = len(inputs) if self.learner.config.transductive else PART
         parts = [inputs[start : start + together] for start in range(0, len(inputs), together)]
-        return tf.concat([self.learner.model.predict(self.state, self.support, part) for part in parts], 0)
+        model = self.learner.model
+        return tf.concat([ensemble.predict(model, self.state, self.support, part) for part in parts], 0)
 
 
 def check_export(target: Path) -> None:
@@ -308,11 +309,11 @@ class _Exported(tf.Module):
 
     def __init__(self, learner: Learner, num_updates: int):
         super().__init__()
-        self._learned = {name.replace("/", "_"): tf.Variable(w, trainable=False) for name, w in learner.weights.items()}
-        self.signature = _signature(learner, list(self._learned.values()), num_updates)
+        self.learned, read = ensemble.variables(learner.weights)
+        self.signature = _signature(learner, read, num_updates)
 
 
-def _signature(learner: Learner, variables: list[tf.Variable], num_updates: int):
+def _signature(learner: Learner, read: Callable[[], Any], num_updates: int):
     """The function that is exported; see `Learner.export`."""
     config, model = learner.config, learner.model
     size, channels = config.image_shape
@@ -325,14 +326,13 @@ def _signature(learner: Learner, variables: list[tf.Variable], num_updates: int)
 
     @tf.function(autograph=False, input_signature=[examples[0], labels, examples[1]])
     def predict(support, labels, query):
-        weights = {name: variable.read_value() for name, variable in zip(learner.weights, variables, strict=True)}
         support, query = (
             tf.cast(tf.reshape(given, [-1, *model.model.input_shape]), config.dtype) for given in (support, query)
         )
         if config.classification:
             labels = tf.one_hot(labels, config.num_classes)
-        state = model.adapt(weights, support, tf.cast(labels, config.dtype), num_updates)
-        outputs = tf.cast(model.predict(state, support, query), tf.float32)
+        state = ensemble.adapt(model, read(), support, tf.cast(labels, config.dtype), num_updates)
+        outputs = tf.cast(ensemble.predict(model, state, support, query), tf.float32)
         return {"probabilities": tf.nn.softmax(outputs)} if config.classification else {"values": outputs}
 
     return predict

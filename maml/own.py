@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from maml.algorithms import losses
+from maml.algorithms import ensemble, losses
 from maml.algorithms.anil import ANIL
 from maml.config import Config
 from maml.data_generator import Episodes
@@ -229,9 +229,8 @@ def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any
         if adapt not in ("all", "head"):
             raise UserError(f"{folder}: was trained with an adapt of your own: give it, load(..., adapt=...)")
     learner = OwnMAML(config, model_of(model, adapt), loss)
-    checkpoint = checkpoints.choose(folder, config.test_checkpoint, config.test_iter)
-    state, _ = checkpoints.restore(checkpoint, learner)
-    return OwnLearner(config, learner, state.weights, folder)
+    _, weights = checkpoints.restore_chosen(folder, config, learner)
+    return OwnLearner(config, learner, weights, folder)
 
 
 class TestTable(NamedTuple):
@@ -261,13 +260,13 @@ class OwnLearner:
 
     config: the run's setting.
     model: has `adapt` and `predict`.
-    weights: what was meta-learned.
+    weights: what was meta-learned; of several checkpoints, an ensemble: each adapts, and their outputs are averaged.
     folder: of the run.
     """
 
     config: Config
     model: OwnMAML
-    weights: Weights
+    weights: Weights | list[Weights]
     folder: Path
 
     def adapt(self, x: Any, y: Any, num_updates: int | None = None) -> "OwnAdapted":
@@ -280,8 +279,10 @@ class OwnLearner:
         steps = self.config.num_updates if num_updates is None else num_updates
         inputs, labels = self._tensors(x), self._tensors(y)
         if self.config.loss == "xent" and not labels.dtype.is_floating:
-            labels = tf.one_hot(labels, self.model.model.apply(self.weights, inputs).shape[-1], dtype=self.config.dtype)
-        return OwnAdapted(self, self.model.adapt(self.weights, inputs, labels, steps))
+            labels = tf.one_hot(
+                labels, self.model.model.apply(ensemble.best(self.weights), inputs).shape[-1], dtype=self.config.dtype
+            )
+        return OwnAdapted(self, ensemble.adapt(self.model, self.weights, inputs, labels, steps))
 
     def test(self, tasks: Any, count: int = 600, num_updates: int | None = None) -> TestTable:
         """Measures `count` tasks before adaptation and after each inner step.
@@ -311,7 +312,7 @@ class OwnLearner:
         data = OwnTasks(config, {"train": tasks})
         learner = OwnMAML(config, self.model.model.in_float64(), self.model.loss)
         _check_model(learner, data, self.config.loss)
-        weights = {name: tf.cast(weight, tf.float64) for name, weight in self.weights.items()}
+        weights = {name: tf.cast(weight, tf.float64) for name, weight in ensemble.best(self.weights).items()}
         renamed = dict(zip(self.model.model.names, learner.model.names, strict=True))
         weights = {renamed.get(name, name): weight for name, weight in weights.items()}
         with learner.model.quiet():
@@ -334,15 +335,13 @@ class OwnLearner:
             for part, name in zip(like, names, strict=False)
         ]
         module = tf.Module()
-        module.learned = {name.replace("/", "_"): tf.Variable(w, trainable=False) for name, w in self.weights.items()}
-        variables = list(module.learned.values())
+        module.learned, read = ensemble.variables(self.weights)
 
         @tf.function(autograph=False, input_signature=specs)
         def predict(support_x, support_y, query_x):
-            weights = {n: v.read_value() for n, v in zip(self.weights, variables, strict=True)}
-            adapted = self.model.adapt(weights, support_x, support_y, self.config.num_updates)
+            adapted = ensemble.adapt(self.model, read(), support_x, support_y, self.config.num_updates)
             with self.model.model.quiet():
-                return {"outputs": self.model.predict(adapted, support_x, query_x)}
+                return {"outputs": ensemble.predict(self.model, adapted, support_x, query_x)}
 
         about = {"run": str(self.folder), "num_updates": self.config.num_updates, "config": self.config.to_dict()}
         write_saved_model(target, module, predict, about)
@@ -361,7 +360,7 @@ class OwnAdapted:
     """A learner after its adaptation to a task."""
 
     learner: OwnLearner
-    weights: Weights
+    weights: Weights | list[Weights]
 
     def predict(self, x: Any) -> Any:
         """Outputs [examples, …]; with "xent" the most probable class of each example."""
@@ -383,7 +382,7 @@ class OwnAdapted:
     def _outputs(self, x: Any) -> Any:
         learner = self.learner
         with learner.model.model.quiet():
-            return learner.model.predict(self.weights, None, learner._tensors(x))
+            return ensemble.predict(learner.model, self.weights, None, learner._tensors(x))
 
 
 def _given(flags: dict[str, Any], loss: Any, learn_rates: str | None, logdir: Any) -> dict[str, Any]:

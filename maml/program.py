@@ -24,7 +24,6 @@ from absl import app, flags
 
 from maml import __version__, commands
 from maml.config import Config, names_of
-from maml.config.flags import UNSET
 from maml.config.record import expanded
 from maml.devices.cluster import Cluster, agreed, from_environment, together
 from maml.errors import UserError
@@ -202,27 +201,23 @@ def run_test(config: Config, folder: Path) -> int:
         measured(algorithms.build(config), DataGenerator(config, ("test" if config.test_set else "val",)), [])
         return 0
     print_setting(config)
-    ensemble = config.test_checkpoint == "ensemble"
-    checkpoint = checkpoints.choose(folder, "best" if ensemble else config.test_checkpoint, config.test_iter)
-    members = checkpoints.best_last(folder) if ensemble and config.test_iter == UNSET else [checkpoint]
     model = algorithms.build(config)
-    weights = [checkpoints.restore(member, model)[0].weights for member in members]
+    checkpoint, weights = checkpoints.restore_chosen(folder, config, model)
     if config.export_dir:
-        export(Learner(config, model, weights[0], checkpoint.prefix))
+        export(Learner(config, model, weights, checkpoint))
     split = "test" if config.test_set else "val"
     check_data_dir(config, folder)
     data = DataGenerator(config, (split,))
     if data.left_out:
         print(f"Classes with too few images for the tasks are left out: {len(data.left_out[split])}")
-    tested = "_".join(member.prefix.name for member in members)
-    print(f"Testing {folder / tested} on {config.test_tasks} {split} tasks")
-    measures = measured(model, data, weights)
+    print(f"Testing {checkpoint} on {config.test_tasks} {split} tasks")
+    measures = measured(model, data, weights if isinstance(weights, list) else [weights])
     values = measures["accuracy" if config.classification else "loss"]
     result = TestResult.of(values)
     columns = model.columns(config.evaluation_updates)
-    newest = tested == checkpoints.choose(folder, "latest", -1).prefix.name
+    newest = checkpoint.name == checkpoints.choose(folder, "latest", -1).prefix.name
     run = load_config(folder) if (folder / RUN_FILE).exists() else config
-    written = write_results(folder, config, run, values, result, columns, tested, newest)
+    written = write_results(folder, config, run, values, result, columns, checkpoint.name, newest)
     if note := statistics_note(config):
         print(note)
     print(table(*result_table(result, config, columns), model.reported))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from maml.algorithms import annealing, losses
+from maml.algorithms import annealing, ensemble, losses
 from maml.algorithms.adam import AdamState, adam_init
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
@@ -36,10 +36,6 @@ def clipped(gradients: Weights) -> Weights:
         return tf.where(tf.math.is_finite(gradient), within, gradient)
 
     return {name: slope if name.startswith(RATE) else limited(slope) for name, slope in gradients.items()}
-
-
-def _mean(*outputs: tf.Tensor) -> tf.Tensor:
-    return tf.add_n(outputs) / len(outputs) if len(outputs) > 1 else outputs[0]
 
 
 class TrainState(NamedTuple):
@@ -253,7 +249,7 @@ class GradientBased(Adapting):
 
         def of_task(task: Episodes) -> dict[str, tf.Tensor]:
             outcomes = [self.task_metalearn(member, task, num_updates, every_step=True) for member in members]
-            outputs = tf.nest.map_structure(_mean, *([outcome.outputa, *outcome.outputbs] for outcome in outcomes))
+            outputs = ensemble.mean([[outcome.outputa, *outcome.outputbs] for outcome in outcomes])
             labels = [task.labela] + [task.labelb] * num_updates
             measures = {"loss": tf.stack([self.loss_func(*both) for both in zip(outputs, labels, strict=True)])}
             if self.config.classification:

@@ -109,13 +109,8 @@ def _check_use(config: "Config") -> None:
         raise UserError(f"--bn_mode={config.bn_mode} is for --train=False and --predict; training is transductive")
     if config.bn_mode != "transductive" and config.norm != "batch_norm":
         raise UserError(f"--bn_mode={config.bn_mode} is for batch-norm, and this run has --norm={config.norm}")
-    if config.test_checkpoint == "ensemble":
-        if config.predict or config.export_dir:
-            raise UserError(
-                "--test_checkpoint=ensemble is for a test; prediction and exports have the best: --test_checkpoint=best"
-            )
-        if not config.uses("keep_best"):
-            raise UserError(f"--test_checkpoint=ensemble has no meaning with --algorithm={config.algorithm}; take best")
+    if config.test_checkpoint == "ensemble" and not config.uses("keep_best"):
+        raise UserError(f"--test_checkpoint=ensemble has no meaning with --algorithm={config.algorithm}; take best")
     if config.test_head == "cosine":
         if training:
             raise UserError("--test_head=cosine is for --train=False and --predict; training adapts the head")

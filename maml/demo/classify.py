@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from maml.algorithms import ensemble
 from maml.errors import UserError
 from maml.learner import Learner
 
@@ -36,8 +37,8 @@ def probabilities(
         steps = 0
     found = []
     for step in range(steps + 1):
-        adapted = learner.model.adapt(learner.weights, support, onehot, step)
-        logits = learner.model.predict(adapted, support, inputb)[0, :classes]
+        adapted = ensemble.adapt(learner.model, learner.weights, support, onehot, step)
+        logits = ensemble.predict(learner.model, adapted, support, inputb)[0, :classes]
         found.append(tf.nn.softmax(logits).numpy())
     return np.array(found)
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
+from maml.config import Config
 from maml.errors import UserError
 from maml.files import sync, write_text
 from maml.models.protocol import Weights
@@ -79,6 +80,32 @@ def choose(folder: Path, which: str, iteration: int) -> Checkpoint:
     if not found:
         raise UserError(f"{folder}: holds no {which} checkpoint; train this run first")
     return found[-1]
+
+
+def chosen(folder: Path, which: str, iteration: int) -> list[Checkpoint]:
+    """The checkpoint of a run folder to use, or those of an "ensemble": all of the best that were kept, the best last.
+
+    Args:
+        which: as in `choose`, or "ensemble".
+        iteration: -1, or one checkpoint's.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = choose(folder, "best" if which == "ensemble" else which, iteration)
+    return best_last(folder) if which == "ensemble" and iteration == -1 else [found]
+
+
+def restore_chosen(folder: Path, config: Config, model: Algorithm) -> tuple[Path, Weights | list[Weights]]:
+    """The checkpoint that a setting names and its weights; the names joined and a list of weights, if it is several.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    found = chosen(folder, config.test_checkpoint, config.test_iter)
+    weights = [restore(checkpoint, model)[0].weights for checkpoint in found]
+    names = "_".join(checkpoint.prefix.name for checkpoint in found)
+    return folder / names, weights if len(weights) > 1 else weights[0]
 
 
 def best_last(folder: Path) -> list[Checkpoint]:

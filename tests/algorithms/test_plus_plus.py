@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import maml
 from maml import algorithms
 from maml.algorithms.losses import accuracy, mean_xent
 from maml.config import Config
@@ -95,7 +96,6 @@ def test_only_training_tasks_are_turned():
         ({"conventions": "maml++"}, "--conventions=maml\\+\\+ is for images"),
         ({"algorithm": "reptile", "conventions": "maml++"}, "conventions has no meaning with --algorithm=reptile"),
         ({"algorithm": "protonet", "test_checkpoint": "ensemble", "train": False}, "take best"),
-        ({"test_checkpoint": "ensemble", "train": False, "export_dir": "x"}, "--test_checkpoint=best"),
     ],
     ids=str,
 )
@@ -145,6 +145,22 @@ def tensors(folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
+def predictions_are_the_members_mean(logdir, best, exported):
+    """Of an ensemble, in Python and exported: the softmax of the mean of what its members return."""
+    rng = np.random.default_rng(0)
+    support, query = (rng.random((n, 16, 16, 1), np.float32) for n in (3, 4))
+    alone = [maml.load(logdir, test_checkpoint="best", test_iter=int(name.removeprefix("best"))) for name in best]
+    outputs = [learner.adapt(support, [0, 1, 2])._outputs(query) for learner in alone]
+    expected = tf.nn.softmax(np.mean(outputs, 0)).numpy()
+    together = maml.load(logdir, test_checkpoint="ensemble")
+    assert together.checkpoint.name == "_".join(best)
+    np.testing.assert_allclose(together.adapt(support, [0, 1, 2]).predict_proba(query), expected, atol=1e-6)
+    assert abs(tf.nn.softmax(outputs[-1]) - expected).numpy().max() > 1e-4, "not those of the best alone"
+    loaded = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    found = loaded(support_images=support, support_labels=np.arange(3), query_images=query)["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     """Resumed to the same bits, tested as an ensemble, and exported."""
     monkeypatch.setattr(Config, "evaluation_block", 4)  # tasks: twenty would take longer
@@ -175,5 +191,5 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     [found] = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("whole/*/test_*.json")]
     assert found == "_".join(best)
     tf.config.run_functions_eagerly(False)
-    assert run_here("--predict", "--logdir=whole", "--test_checkpoint=ensemble", "--export_dir=exported") == 1
-    assert run_here("--predict", "--logdir=whole", "--test_checkpoint=best", "--export_dir=exported") == 0
+    assert run_here("--predict", "--logdir=whole", "--test_checkpoint=ensemble", "--export_dir=together") == 0
+    predictions_are_the_members_mean(tmp_path / "whole", best, tmp_path / "together")

@@ -26,7 +26,8 @@ def test_the_figures_are_small_pngs(tmp_path):
     figures.draw_curves({name: [grid] * 11 for name in figures.LOOKS}, support, grid, tmp_path / "curves.png")
     figures.draw_steps({name: results(11) for name in figures.LOOKS}, tmp_path / "steps.png")
     figures.draw_omniglot(results(11), {0: 0.2, 100: 0.7}, {500: 0.9}, tmp_path / "omniglot.png")
-    for name in ("curves", "steps", "omniglot"):
+    assert figures.main(["family", f"--output={tmp_path}"]) == 0
+    for name in ("curves", "steps", "omniglot", "family"):
         path = tmp_path / f"{name}.png"
         assert path.stat().st_size < 150_000
         assert min(Image.open(path).size) >= 400

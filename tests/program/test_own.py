@@ -21,7 +21,7 @@ from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel, weight_names
 from maml.own import OwnMAML
 from maml.tasks.own import OwnTasks
-from maml.training.checkpoints import list_checkpoints
+from maml.training.checkpoints import best_last, list_checkpoints
 from maml.training.gradient_check import check_gradients
 from tests.command_line import ROOT, run_here
 from tests.image_fixtures import write_class_folders
@@ -341,6 +341,27 @@ def test_a_run_resumes_to_the_bit_whatever_else_the_process_built(tmp_path, monk
     loaded = maml.load("parts", model=small())
     x, y, *_ = line(np.random.default_rng(1))
     np.testing.assert_array_equal(loaded.adapt(x, y).predict(x), again.adapt(x, y).predict(x))
+
+
+def test_an_ensemble_averages_what_its_members_predict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = TINY | {"val_tasks": 4, "val_interval": 5, "keep_best": 3}
+    maml.train(small(), line, val=line, logdir="run", **flags)
+    x, y, *_ = line(np.random.default_rng(1))
+    [folder] = [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+    best = [checkpoint.iteration for checkpoint in best_last(folder)]
+    alone = [maml.load("run", model=small(), test_checkpoint="best", test_iter=iteration) for iteration in best]
+    together = maml.load("run", model=small(), test_checkpoint="ensemble")
+    outputs = [learner.adapt(x, y).predict(x) for learner in alone]
+    assert len(best) == 3 and np.abs(outputs[0] - outputs[1]).max() > 1e-4
+    np.testing.assert_allclose(together.adapt(x, y).predict(x), np.mean(outputs, 0), atol=1e-6)
+    losses = [learner.test(line, 8).result.mean[-1] for learner in (*alone, together)]
+    assert losses[-1] <= np.mean(losses[:-1]) + 1e-6, "a mean squared error is convex"
+    together.export("exported")
+    loaded = tf.saved_model.load("exported").signatures["serving_default"]
+    support_x, support_y = (tf.constant(values, tf.float32) for values in (x, y))
+    found = loaded(support_x=support_x, support_y=support_y, query_x=support_x)
+    np.testing.assert_allclose(found["outputs"], np.mean(outputs, 0), atol=1e-6)
 
 
 def test_classification_learns_tests_predicts_and_exports(tmp_path, monkeypatch):
