@@ -54,14 +54,13 @@ def test_no_result_of_a_test_takes_anothers_place(tmp_path, monkeypatch):
     assert found["test_ubs5_stepsize0.001_model4"] == official
 
 
-def test_the_printed_commands_run_as_printed(tmp_path, monkeypatch):
+def test_the_printed_commands_run_as_printed(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
-    trained = subprocess.run(
-        [sys.executable, ROOT / "main.py", *TINY, "--logdir=my logs"], cwd=folder, capture_output=True, text=True
-    )
-    assert trained.returncode == 0, trained.stderr
-    lines = {line.partition(":")[0]: line.partition(":")[2].strip() for line in trained.stdout.splitlines()}
+    monkeypatch.chdir(folder)
+    assert run_here(*TINY, "--logdir=my logs") == 0
+    printed = capsys.readouterr().out
+    lines = {line.partition(":")[0]: line.partition(":")[2].strip() for line in printed.splitlines()}
     tested = subprocess.run(
         lines["Test it"] + " --test_tasks=2", cwd=folder, shell=True, capture_output=True, text=True
     )

@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_two_commands_in_processes_of_their_own(tmp_path):
+def test_the_two_commands_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
     """Train, then test with nothing else; then train again, which finds nothing to do."""
     trained = run_process("--datasource=sinusoid", *SINE, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -59,9 +59,9 @@ def test_the_two_commands_in_processes_of_their_own(tmp_path):
     assert (record["checkpoint"], record["split"], record["tasks"], record["seed"]) == ("model300", "test", 30, 0)
     assert record["mean"] == pytest.approx([float(mean) for mean in means])
 
-    again = run_process("--datasource=sinusoid", *SINE, cwd=tmp_path)
-    assert again.returncode == 0
-    assert "already finished" in again.stdout
+    monkeypatch.chdir(tmp_path)
+    assert run_here("--datasource=sinusoid", *SINE) == 0
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_help_lists_the_flags_without_tensorflow(tmp_path):
