@@ -10,10 +10,14 @@ import contextlib
 
 import numpy as np
 
-from benchmarks.formulations import FAMILY, OURS
+from benchmarks.formulations import EVERY_STEP, FAMILY, OURS, QUERY_PASS
 from benchmarks.measure import Spread, by_turns, digits, machine, machine_lines, table
 from benchmarks.settings import ALL, SETTINGS
 from benchmarks.worker import Worker
+
+FLOOR = "its floor, the further query passes alone"
+COLUMNS = list(FAMILY)
+COLUMNS.insert(COLUMNS.index(EVERY_STEP) + 1, FLOOR)
 
 
 def compare(setting: str, repetitions: int, seconds: float) -> list[str]:
@@ -22,12 +26,15 @@ def compare(setting: str, repetitions: int, seconds: float) -> list[str]:
     names = [name for name, flags in FAMILY.items() if config.norm == "batch_norm" or "per_step_bn" not in flags]
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(contextlib.closing(Worker(name, config.to_dict()))) for name in (OURS, *names)
+            name: stack.enter_context(contextlib.closing(Worker(name, config.to_dict())))
+            for name in (OURS, *names, QUERY_PASS)
         }
         times = by_turns({name: worker.run for name, worker in workers.items()}, repetitions, seconds)
     per_update = {name: np.array(times[name]) / worker.updates for name, worker in workers.items()}
-    ratios = {name: digits(float(np.median(per_update[name] / per_update[OURS]))) for name in names}
-    return [ALL[setting].title, str(Spread.of(1000 * per_update[OURS])), *(ratios.get(name, "") for name in FAMILY)]
+    ratios = {name: float(np.median(times / per_update[OURS])) for name, times in per_update.items()}
+    ratios[FLOOR] = 1 + (config.num_updates - 1) * ratios[QUERY_PASS]
+    shown = [digits(ratios[name]) if name in ratios else "" for name in COLUMNS]
+    return [ALL[setting].title, str(Spread.of(1000 * per_update[OURS])), *shown]
 
 
 def main() -> None:
@@ -37,7 +44,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=120, help="of a row, after which its repetitions end")
     args = parser.parse_args()
-    header = ["meta-update", "MAML, ms", *FAMILY]
+    header = ["meta-update", "MAML, ms", *COLUMNS]
     print(machine_lines(machine()), table(header, []), sep="\n\n", end="", flush=True)
     for setting in args.settings:
         print(f"| {' | '.join(compare(setting, args.repetitions, args.seconds))} |", flush=True)

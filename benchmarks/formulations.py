@@ -12,8 +12,10 @@ from maml import algorithms
 from maml.algorithms.adam import adam_init
 from maml.algorithms.protocol import Algorithm
 from maml.config import Config
-from maml.data_generator import DataGenerator
+from maml.data_generator import DataGenerator, Episodes
+from maml.maml import MAML
 from maml.models.official import Network
+from maml.models.protocol import Weights
 from maml.parallel import set_up_threads
 from maml.training.updates import make_update, update
 
@@ -26,11 +28,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     RECOMPUTED: {"recompute": True},
     BFLOAT16: {"bfloat16": True},
 }
+EVERY_STEP, QUERY_PASS = "the loss of every step", "a query pass"
 FAMILY: dict[str, dict[str, Any]] = {
     "ANIL": {"algorithm": "anil", "adapt": "head"},
     "a rate for each weight (Meta-SGD)": {"learn_rates": "weight"},
     "a rate for each tensor and step": {"learn_rates": "step"},
-    "the loss of every step": {"multi_step_loss_num_epochs": 10},
+    EVERY_STEP: {"multi_step_loss_num_epochs": 10},
     "batch-norm of each step": {"per_step_bn": True},
     "the last three, MAML++": {"learn_rates": "step", "multi_step_loss_num_epochs": 10, "per_step_bn": True},
 }
@@ -68,8 +71,19 @@ def build(name: str, config: Config, data: DataGenerator) -> Formulation:
         return _keras(config, data)
     if name in PEERS:
         return _peer(name, config, data)
-    model = algorithms.build(config.replace(**(OPTIONS | FAMILY)[name]))
+    if name == QUERY_PASS:
+        model: Algorithm = QueryPass(config)
+    else:
+        model = algorithms.build(config.replace(**(OPTIONS | FAMILY)[name]))
     return _in_a_loop(model, data) if model.compiled else _one_a_call(model, data)
+
+
+class QueryPass(MAML):
+    """The query loss under θ itself, and its gradient: what every further query loss of MAML++ cannot do without."""
+
+    def meta_loss(self, weights: Weights, task: Episodes, epoch: Any = 0) -> tf.Tensor:
+        """Of one task, []."""
+        return self.loss_func(self.predict(weights, task.inputa, task.inputb), task.labelb)
 
 
 def set_threads(name: str, config: Config) -> None:
