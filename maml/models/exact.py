@@ -1,10 +1,15 @@
 """Functions of TensorFlow's that no second derivative may go through, exchanged while a user's code is traced."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+
+_TENSORFLOWS = tf.nn.moments, tf.nn.bias_add
+_LOCK = threading.Lock()  # several threads may trace at once, as those of several devices do
+_inside = 0
 
 
 @contextlib.contextmanager
@@ -15,12 +20,17 @@ def exact_functions() -> Iterator[None]:
     now and then: on a CPU, oneDNN merges that sum with a gradient of the convolution's filter that reads the same
     values. There are several in a second derivative, some depend on the sum, and the merged graph has a cycle.
     """
-    before = tf.nn.moments, tf.nn.bias_add
-    tf.nn.moments, tf.nn.bias_add = _moments, _bias_add
+    global _inside
+    with _LOCK:
+        _inside += 1
+        tf.nn.moments, tf.nn.bias_add = _moments, _bias_add
     try:
         yield
     finally:
-        tf.nn.moments, tf.nn.bias_add = before
+        with _LOCK:
+            _inside -= 1
+            if not _inside:
+                tf.nn.moments, tf.nn.bias_add = _TENSORFLOWS
 
 
 def _moments(

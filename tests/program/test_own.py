@@ -304,6 +304,17 @@ def test_biases_are_added_without_the_gradient_that_onednn_merges(data_format):
         tf.nn.bias_add(x, tf.zeros([2]), data_format)
 
 
+def test_functions_stay_exchanged_until_the_last_thread_is_done():
+    before = tf.nn.moments, tf.nn.bias_add
+    one, other = exact_functions(), exact_functions()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert tf.nn.moments is not before[0] and tf.nn.bias_add is not before[1]
+    other.__exit__(None, None, None)
+    assert (tf.nn.moments, tf.nn.bias_add) == before
+
+
 def line(rng):
     """Points of a straight line."""
     slope, x = rng.normal(), rng.normal(size=(12, 1))
