@@ -271,7 +271,7 @@ def main() -> int:
     parser.add_argument("logdirs", nargs="+", help="folders of runs, or of folders of runs")
     parser.add_argument("--tasks", type=int, default=600, help="of the test set")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks")
-    parser.add_argument("--test_checkpoint", choices=("latest", "best"), default="latest")
+    parser.add_argument("--test_checkpoint", choices=("latest", "best", "ensemble"), default="latest")
     parser.add_argument("--data_dir", default="", help="where the images are, if they moved")
     parser.add_argument("--figure", default="", help="draw the validation curves into this file")
     args = parser.parse_args()
