@@ -55,6 +55,7 @@ def test_the_gradient_by_theta_and_by_alpha_is_the_one_by_hand(kind, rates, firs
     assert_exact(np.ravel(gradient["alpha/w"]), np.mean(by_rates, 0))
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -135,10 +136,11 @@ def test_learned_rates_begin_as_published_and_are_given_to_adam(kind):
     assert all(np.any(after.weights[name] != rate) for name, rate in rates.items())
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("algorithm", ["anil", "metasgd"])
 def test_a_run_resumes_to_the_bit_and_is_loaded(tmp_path, monkeypatch, algorithm):
     monkeypatch.chdir(tmp_path)
-    flags = (f"--algorithm={algorithm}", "--norm=None", "--meta_batch_size=4", "--val_tasks=0", "--save_interval=5")
+    flags = (f"--algorithm={algorithm}", "--norm=None", "--meta_batch_size=2", "--val_tasks=0", "--save_interval=5")
     saved = []
     for _ in range(2):
         assert run_here(*flags, "--metatrain_iterations=10", "--logdir=whole") == 0
@@ -158,13 +160,14 @@ def test_a_run_resumes_to_the_bit_and_is_loaded(tmp_path, monkeypatch, algorithm
     assert np.isfinite(learner.adapt(x, np.sin(x), num_updates=3).predict(x)).all()
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rates", ["none", "weight", "step"])
 def test_what_is_adapted_may_be_chosen_in_a_test(tmp_path, monkeypatch, rates):
     monkeypatch.chdir(tmp_path)
-    flags = ("--norm=None", "--metatrain_iterations=5", "--meta_batch_size=4", "--val_tasks=0")
+    flags = ("--norm=None", "--metatrain_iterations=2", "--meta_batch_size=2", "--val_tasks=0")
     assert run_here(*flags, f"--learn_rates={rates}") == 0
     for part in ("head", "body", "all"):
-        assert run_here("--train=False", "--test_set", "--test_tasks=5", f"--adapt={part}") == 0
+        assert run_here("--train=False", "--test_set", "--test_tasks=2", f"--adapt={part}") == 0
     found = {path.stem: json.loads(path.read_text())["mean"] for path in tmp_path.glob("logs/*/*/test_*.json")}
     assert len(found) == 3 and len({tuple(mean) for mean in found.values()}) == 3
     assert len({mean[0] for mean in found.values()}) == 1, "before adaptation all are one"
@@ -232,7 +235,7 @@ def test_a_cosine_head_weighs_the_labels_of_the_support_set(flags, bn_mode):
         assert accuracy[0] == np.mean(expected.argmax(1) == task.labelb.numpy().argmax(1))
 
 
-def test_a_cosine_head_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_a_cosine_head_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=16, channels=1)
     flags = ("--algorithm=anil", "--datasource=folder", "--data_dir=photos", "--image_size=16", "--channels=1")

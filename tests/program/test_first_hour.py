@@ -26,7 +26,7 @@ def results(folder) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("logs/*/test_*.json")}
 
 
-def test_no_result_of_a_test_takes_anothers_place(tmp_path, monkeypatch):
+def test_no_result_of_a_test_takes_anothers_place(tmp_path, monkeypatch, eagerly):
     from maml.training.evaluation import Evaluator
 
     def tasks(self, weights, split, tasks, num_updates, progress):
@@ -54,7 +54,7 @@ def test_no_result_of_a_test_takes_anothers_place(tmp_path, monkeypatch):
     assert found["test_ubs5_stepsize0.001_model4"] == official
 
 
-def test_the_printed_commands_run_as_printed(tmp_path, monkeypatch, capsys):
+def test_the_printed_commands_run_as_printed(tmp_path, monkeypatch, capsys, eagerly):
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -78,7 +78,7 @@ def test_commands_of_modules_run_from_anywhere(start, monkeypatch):
     assert done.returncode == 0 and "--make_splits" in done.stdout
 
 
-def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch, eagerly):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
-def test_images_that_moved_are_asked_for(tmp_path, monkeypatch, capsys):
+def test_images_that_moved_are_asked_for(tmp_path, monkeypatch, capsys, eagerly):
     from tests.image_fixtures import write_class_folders
 
     write_class_folders(tmp_path / "here/photos", {"train": 3, "val": 3, "test": 3}, 3, size=16)

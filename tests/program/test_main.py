@@ -95,7 +95,7 @@ def test_miniimagenet_end_to_end_learns(here, capsys):
     assert means[3] > 0.5  # chance is 0.2
 
 
-def test_strided_miniimagenet_and_evaluation_with_other_flags(here, capsys):
+def test_strided_miniimagenet_and_evaluation_with_other_flags(here, capsys, eagerly):
     write_class_folders(here / "data/miniImagenet", {"train": 5, "val": 5, "test": 5}, 18)
     flags = ("--datasource=miniimagenet", "--update_batch_size=1", "--num_filters=2", "--max_pool=False")
     assert run_here(*flags, "--metatrain_iterations=2", "--meta_batch_size=1", "--val_tasks=0") == 0
@@ -106,7 +106,7 @@ def test_strided_miniimagenet_and_evaluation_with_other_flags(here, capsys):
     assert len(json.loads(found[0].read_text())["mean"]) == 4
 
 
-def test_ones_own_images(here):
+def test_ones_own_images(here, eagerly):
     write_class_folders(here / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=30, channels=1)
     flags = ("--datasource=folder", "--data_dir=photos", "--num_classes=3", "--update_batch_size=2", "--num_filters=4")
     flags += ("--image_size=20", "--channels=1", "--meta_batch_size=2", "--val_tasks=4", "--val_interval=2")

@@ -49,7 +49,7 @@ def test_official_settings_have_official_names():
     assert Config.from_flags(flags | {"seed": 3}).exp_string == expected + ".seed3"
 
 
-def test_a_sweep_over_seeds_trains_and_tests_three_runs(here, capsys):
+def test_a_sweep_over_seeds_trains_and_tests_three_runs(here, capsys, eagerly):
     flags = ("--norm=None", "--meta_batch_size=2", "--metatrain_iterations=2", "--val_tasks=0", "--test_num_updates=1")
     for seed in ("0", "1", "2"):
         assert run_here(*flags, f"--seed={seed}", "--logdir=logs") == 0
@@ -61,7 +61,7 @@ def test_a_sweep_over_seeds_trains_and_tests_three_runs(here, capsys):
     assert len(tested) == 3
 
 
-def test_other_images_are_another_run_and_moved_ones_are_not(here, capsys):
+def test_other_images_are_another_run_and_moved_ones_are_not(here, capsys, eagerly):
     assert run_here(*IMAGES, "--data_dir=A", "--logdir=logs") == 0
     assert run_here(*IMAGES, "--data_dir=B", "--logdir=logs") == 1
     error = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_a_run_under_an_older_name_with_another_seed_is_refused(here):
         runs.open_run(config)
 
 
-def test_any_flag_of_the_run_may_be_given_beside_a_test_and_threads_are_the_runs(here, capsys, monkeypatch):
+def test_any_flag_of_the_run_may_be_given_beside_a_test_and_threads_are_the_runs(here, capsys, monkeypatch, eagerly):
     """Threads are not set from the flags that happen to be given with a test."""
     from maml import parallel
 

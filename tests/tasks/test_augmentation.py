@@ -107,7 +107,7 @@ def test_a_sinusoid_has_no_images(flag):
         Config.from_flags({flag: {"crop": 1, "normalize": "auto"}.get(flag, True)})
 
 
-def test_a_run_keeps_its_normalization_and_so_does_its_export(tmp_path, monkeypatch):
+def test_a_run_keeps_its_normalization_and_so_does_its_export(tmp_path, monkeypatch, eagerly):
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 4, size=16)
     flags = ("--datasource=folder", "--data_dir=photos", "--num_classes=3", "--update_batch_size=1", "--num_filters=2")
