@@ -86,7 +86,6 @@ DIFFERENT = {  # in more than the log folder, which is new for each
 @pytest.mark.parametrize("command", sorted(DIFFERENT), ids=" ".join)
 def test_every_command_runs(command, data, tmp_path, monkeypatch):
     """With two iterations of one task instead of thousands."""
-    monkeypatch.setattr(Config, "evaluation_block", 2)  # tasks: twenty would take longer
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "DIR").symlink_to(data / "photos")

@@ -62,7 +62,11 @@ def test_the_printed_commands_run_as_printed(tmp_path, monkeypatch, capsys, eage
     printed = capsys.readouterr().out
     lines = {line.partition(":")[0]: line.partition(":")[2].strip() for line in printed.splitlines()}
     tested = subprocess.run(
-        lines["Test it"] + " --test_tasks=2", cwd=folder, shell=True, capture_output=True, text=True
+        lines["Test it"] + " --test_tasks=2 --test_num_updates=1",
+        cwd=folder,
+        shell=True,
+        capture_output=True,
+        text=True,
     )
     assert tested.returncode == 0 and "mean squared error" in tested.stdout, tested.stderr
     assert shlex.split(lines["TensorBoard"]) == ["tensorboard", "--logdir=my logs"]

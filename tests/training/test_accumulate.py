@@ -63,7 +63,10 @@ def test_the_parts_of_ones_own_tasks_are_the_batch_to_the_bit():
     ("source", "flags"),
     [
         ("sinusoid", {"norm": "None"}),
-        ("images", {"num_updates": 2, "multi_step_loss_num_epochs": 1, "total_iter_per_epoch": 2}),
+        (
+            "images",
+            {"num_updates": 2, "multi_step_loss_num_epochs": 1, "total_iter_per_epoch": 2, "meta_batch_size": 2},
+        ),
         ("images", {"algorithm": "protonet", "meta_batch_size": 4, "train_num_classes": 3}),
     ],
     ids=str,
@@ -107,10 +110,10 @@ def test_a_batch_in_parts_needs_less_memory():
     assert least_memory(parts) == least_memory(whole) / 10
 
 
-def test_a_run_may_go_on_in_parts(tmp_path, monkeypatch, capsys, interpreted):
+def test_a_run_may_go_on_in_parts(tmp_path, monkeypatch, capsys, eagerly):
     """It is the same run: the flag changes no more than rounding."""
     monkeypatch.chdir(tmp_path)
-    flags = ("--norm=None", "--meta_batch_size=4", "--val_tasks=0")
+    flags = ("--norm=None", "--meta_batch_size=2", "--val_tasks=0")
     assert run_here(*flags, "--metatrain_iterations=2") == 0
     assert run_here(*flags, "--metatrain_iterations=4", "--accumulate=2") == 0
     assert "Going on from iteration 2" in capsys.readouterr().out

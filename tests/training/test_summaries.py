@@ -26,7 +26,17 @@ FLAGS |= {"metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def small_blocks():
+    """Validation of a single task, run eagerly: three tracings take longer than all that is computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "evaluation_block", 1)
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, small_blocks):
     """The same training with everything that can be shown, with what is shown by default, and with nothing."""
     root = tmp_path_factory.mktemp("runs")
     write_class_folders(root / "photos", {"train": 4, "val": 3}, 10, size=8, channels=1)
@@ -35,7 +45,7 @@ def runs(tmp_path_factory):
         config = Config.from_flags(FLAGS | flags | {"data_dir": str(root / "photos")})
         (root / name).mkdir()
         data = DataGenerator(config, ("train", "val"))
-        model = MAML(config, Interpreted("fc", 8 * 8, 3, (8,), "None"))  # tracing a deep one takes longer than the rest
+        model = MAML(config, Interpreted("fc", 8 * 8, 3, (8,), "None"))
         trained[name] = (root / name, training.train(config, model, data, root / name))
     return trained
 
