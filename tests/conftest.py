@@ -1,5 +1,7 @@
 """What `make quick` leaves out, what is run first, and where tests do without XLA."""
 
+import gc
+
 import pytest
 
 SLOW = {"test_central_differences", "test_golden", "test_modes", "test_deterministic", "test_gradient_check"}
@@ -15,6 +17,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_sessionfinish():
+    """Spares the end the search for cycles among all that was traced: pytest's own, and Python's."""
+    gc.freeze()
 
 
 @pytest.fixture

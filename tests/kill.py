@@ -171,13 +171,18 @@ def start_workers(workers: int, folder: Path, iterations: int) -> list[subproces
     return processes
 
 
-def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
-    """Trains once without and once with kills of random workers; AssertionError if anything differs."""
+def train_by_workers(workers: int, folder: Path, iterations: int) -> None:
+    """Trains in folder/whole, on images in folder/data, and leaves it alone."""
     write_data("folder", folder / "data")
-    whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
-    iterations = max(200, WORKERS_ITERATIONS * kills)
+    whole = folder / "whole"
     for worker, process in enumerate(start_workers(workers, whole, iterations)):
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
+
+
+def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
+    """Trains as in folder/whole, but with kills of random workers; AssertionError if anything differs."""
+    whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
+    iterations = newest(whole)
     for number in range(kills):
         processes = start_workers(workers, killed, iterations)
         goal = newest(whole) * (number + rng.random()) / (kills + 1)
@@ -215,6 +220,7 @@ def main() -> int:
     for source in args.sources if args.workers == 1 else [f"folder, protonet, {args.workers} workers"]:
         with tempfile.TemporaryDirectory() as folder:
             if args.workers > 1:
+                train_by_workers(args.workers, Path(folder), max(200, WORKERS_ITERATIONS * args.kills))
                 outcome = kill_workers(args.workers, args.kills, args.seed, Path(folder))
             else:
                 outcome = kill_and_resume(source, args.kills, args.seed, Path(folder))

@@ -78,7 +78,7 @@ def test_float32_is_refused():
         report("sinusoid", "None", dtype="float32")
 
 
-def test_the_command(capsys):
+def test_the_command(capsys, eagerly):
     flags = ("--norm=None", "--update_batch_size=10", "--update_lr=0.01", "--num_updates=3")
     assert run_here("--check_gradients", *flags) == 0
     assert "The meta-gradient is exact" in capsys.readouterr().out

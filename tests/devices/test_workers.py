@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ from tests import kill
 from tests.command_line import ROOT, run_here
 from tests.kill import tensors
 
-FLAGS = ("--norm=None", "--update_batch_size=3", "--meta_batch_size=4", "--val_tasks=40", "--val_interval=50")
-FLAGS += ("--logdir=runs", "--test_num_updates=1")  # starts faster
+FLAGS = (*kill.WORKERS_FLAGS, "--metatrain_iterations=200", "--val_tasks=40", "--val_interval=100")
 TEST = ("--train=False", "--test_set=True", "--logdir=runs", "--test_tasks=50")
 
 
@@ -55,16 +55,18 @@ def shell(folder, text, **environment):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a training by two workers, the pods of the guide's Kubernetes job."""
-    folder = tmp_path_factory.mktemp("two")
-    text = of_the_guide("yaml", *FLAGS, "--metatrain_iterations=100")
+    """The folder of a training by two workers, the pods of the guide's Kubernetes job; its images beside it."""
+    folder = tmp_path_factory.mktemp("two") / "whole"
+    folder.mkdir()
+    kill.write_data("folder", folder.parent / "data")
+    text = of_the_guide("yaml", *FLAGS)
     for host, port in zip(("maml-0.maml", "maml-1.maml"), free_ports(2), strict=True):
         text = text.replace(f"{host}:2222", f"127.0.0.1:{port}")
     process, other = (shell(folder, text, JOB_COMPLETION_INDEX=str(index)) for index in range(2))
     out, err = process.communicate(timeout=200)
     assert other.communicate(timeout=50) == ("", "") and other.returncode == 0
     assert process.returncode == 0, err
-    assert out.count("Trained: 100 iterations") == out.count("Setting") == 1  # the chief alone prints
+    assert out.count("Trained: 200 iterations") == out.count("Setting") == 1  # the chief alone prints
     assert out.count("Validation results") == 2 and not err
     return folder
 
@@ -77,10 +79,11 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 """
 
 
-def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_here(*FLAGS, "--metatrain_iterations=100") == 0
-    one, two = tensors(tmp_path, "model"), tensors(trained, "model")
+def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, monkeypatch):
+    (trained.parent / "one").mkdir()
+    monkeypatch.chdir(trained.parent / "one")
+    assert run_here(*FLAGS) == 0
+    one, two = tensors(Path(), "model"), tensors(trained, "model")
     assert one.keys() == two.keys()
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-6 * np.abs(value).max(initial=0), rtol=1e-6)
@@ -162,7 +165,7 @@ def test_a_model_of_ones_own_is_trained_and_tested_by_two_workers(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
-def test_a_killed_worker_is_noticed_and_all_go_on_to_the_bit(tmp_path):
+def test_a_killed_worker_is_noticed_and_all_go_on_to_the_bit(trained):
     """One SIGKILL; `python -m tests.kill --workers=2` does many, SIGTERM by turns."""
-    outcome = kill.kill_workers(2, kills=1, seed=3, folder=tmp_path)
+    outcome = kill.kill_workers(2, kills=1, seed=3, folder=trained.parent)
     assert len(outcome.kills) == 1 and outcome.kills[-1] > 0

@@ -39,7 +39,7 @@ def released(tmp_path, monkeypatch):
     return tmp_path / "released" / EXP_STRING
 
 
-def test_the_official_command_tests_it(released):
+def test_the_official_command_tests_it(released, eagerly):
     """With as many steps and tasks as one likes; the next test leaves both out."""
     flags = ("--train=False", "--test_set=True", "--logdir=released", "--test_tasks=4", "--test_num_updates=1")
     assert run_here(*OFFICIAL_COMMAND, *flags, "--test_iter=59000") == 0
