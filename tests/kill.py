@@ -91,9 +91,9 @@ def newest(folder: Path) -> int:
     return max((int(path.stem.removeprefix("model")) for path in folder.glob("runs/*/model*.index")), default=0)
 
 
-def tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
-    """All tensors of the newest checkpoint of a stem, if there is one."""
-    found = folder.glob(f"runs/*/{stem}*.index")
+def tensors(folder: Path, stem: str, iteration: int | str = "*") -> dict[str, np.ndarray]:
+    """All tensors of the newest checkpoint of a stem, or of that of an iteration, if there is one."""
+    found = folder.glob(f"runs/*/{stem}{iteration}.index")
     latest = max(found, key=lambda path: int(path.stem.removeprefix(stem)), default=None)
     if latest is None:
         return {}
@@ -158,7 +158,7 @@ WORKERS_ITERATIONS = 75  # for each kill
 ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
 
 
-def start_workers(workers: int, folder: Path, iterations: int) -> list[subprocess.Popen]:
+def start_workers(workers: int, folder: Path, iterations: int, flags: tuple[str, ...] = ()) -> list[subprocess.Popen]:
     """A training by several processes; what each prints goes to a file."""
     folder.mkdir(exist_ok=True)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
@@ -167,6 +167,7 @@ def start_workers(workers: int, folder: Path, iterations: int) -> list[subproces
         environment = environment_of(worker, addresses) | {"PYTHONPATH": str(ROOT)}
         with open(folder / f"out{worker}", "wb") as out, open(folder / f"err{worker}", "wb") as err:
             command = [sys.executable, str(ROOT / "main.py"), *WORKERS_FLAGS, f"--metatrain_iterations={iterations}"]
+            command += flags
             processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
     return processes
 
@@ -179,12 +180,12 @@ def train_by_workers(workers: int, folder: Path, iterations: int) -> None:
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
 
 
-def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
+def kill_workers(workers: int, kills: int, seed: int, folder: Path, flags: tuple[str, ...] = ()) -> Outcome:
     """Trains as in folder/whole, but with kills of random workers; AssertionError if anything differs."""
     whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
     iterations = newest(whole)
     for number in range(kills):
-        processes = start_workers(workers, killed, iterations)
+        processes = start_workers(workers, killed, iterations, flags)
         goal = newest(whole) * (number + rng.random()) / (kills + 1)
         goal = max(goal, newest(killed))  # not before they have met: who is missing then is waited for
         while newest(killed) <= goal and all(process.poll() is None for process in processes):
@@ -199,7 +200,7 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
             elif worker != victim:
                 assert code == 1 and "another worker is gone" in complaint and "\n" not in complaint, (code, complaint)
         moments.append(newest(killed))
-    for worker, process in enumerate(start_workers(workers, killed, iterations)):
+    for worker, process in enumerate(start_workers(workers, killed, iterations, flags)):
         assert process.wait() == 0, (killed / f"err{worker}").read_text()
     wanted, found = tensors(whole, "model"), tensors(killed, "model")
     assert wanted and wanted.keys() == found.keys()

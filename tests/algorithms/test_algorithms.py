@@ -65,7 +65,7 @@ def test_it_learns_and_resumes_exactly(algorithm, folder, tmp_path):
 
     evaluator, column = compiled.evaluator, model.reported[-1]
     before, after = (
-        evaluator.tasks(weights, "test", 40, config.evaluation_updates)["accuracy"][:, column].mean()
+        evaluator.tasks(weights, "val", 60, config.evaluation_updates)["accuracy"][:, column].mean()
         for weights in (model.init_state().weights, whole.state.weights)
     )
     assert after > max(0.65, before)  # chance: a third

@@ -167,7 +167,7 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     write_class_folders(tmp_path / "photos", {"train": 4, "val": 3, "test": 3}, 6, size=16, channels=1)
     flags = ("--algorithm=maml++", "--datasource=folder", "--data_dir=photos", "--image_size=16", "--channels=1")
     flags += ("--num_classes=3", "--update_batch_size=1", "--query_size=2", "--meta_batch_size=1", "--num_filters=2")
-    flags += ("--num_updates=2", "--val_interval=1", "--val_tasks=2", "--save_interval=3", "--total_iter_per_epoch=2")
+    flags += ("--num_updates=2", "--val_interval=2", "--val_tasks=2", "--save_interval=3", "--total_iter_per_epoch=2")
     flags += ("--multi_step_loss_num_epochs=2", "--total_epochs=3")
     whole = (*flags, "--metatrain_iterations=6", "--logdir=whole")
     assert run_here(*whole) == 0

@@ -16,8 +16,9 @@ from tests import kill
 from tests.command_line import ROOT, run_here
 from tests.kill import tensors
 
-FLAGS = (*kill.WORKERS_FLAGS, "--metatrain_iterations=200", "--val_tasks=40", "--val_interval=100")
-TEST = ("--train=False", "--test_set=True", "--logdir=runs", "--test_tasks=50")
+# In float32 the gradient of a bias before batch-norm is nothing but rounding, which Adam turns into whole steps.
+EXACT = ("--dtype=float64",)
+TEST = ("--train=False", "--logdir=runs", "--test_tasks=50")
 
 
 def launch(folder, *flags, workers=2, **options):
@@ -59,7 +60,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "whole"
     folder.mkdir()
     kill.write_data("folder", folder.parent / "data")
-    text = of_the_guide("yaml", *FLAGS)
+    text = of_the_guide("yaml", *kill.WORKERS_FLAGS, *EXACT, "--metatrain_iterations=200")
     for host, port in zip(("maml-0.maml", "maml-1.maml"), free_ports(2), strict=True):
         text = text.replace(f"{host}:2222", f"127.0.0.1:{port}")
     process, other = (shell(folder, text, JOB_COMPLETION_INDEX=str(index)) for index in range(2))
@@ -67,7 +68,7 @@ def trained(tmp_path_factory):
     assert other.communicate(timeout=50) == ("", "") and other.returncode == 0
     assert process.returncode == 0, err
     assert out.count("Trained: 200 iterations") == out.count("Setting") == 1  # the chief alone prints
-    assert out.count("Validation results") == 2 and not err
+    assert not err
     return folder
 
 
@@ -82,11 +83,11 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, monkeypatch):
     (trained.parent / "one").mkdir()
     monkeypatch.chdir(trained.parent / "one")
-    assert run_here(*FLAGS) == 0
-    one, two = tensors(Path(), "model"), tensors(trained, "model")
+    assert run_here(*kill.WORKERS_FLAGS, *EXACT, "--metatrain_iterations=20") == 0
+    one, two = tensors(Path(), "model", 20), tensors(trained, "model", 20)
     assert one.keys() == two.keys()
     for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, atol=1e-6 * np.abs(value).max(initial=0), rtol=1e-6)
+        np.testing.assert_allclose(two[name], value, atol=1e-9 * np.abs(value).max(initial=0), rtol=1e-9)
     monkeypatch.chdir(trained)
     assert run_here(*TEST) == 0
     (file,) = trained.glob("runs/*/test*.pkl")
@@ -143,7 +144,8 @@ with maml.strategy().scope():
     def task(rng):
         x, y = (rng.normal(size=(6, width)).astype("float32") for width in (3, 1))
         return x[:3], y[:3], x[3:], y[3:]
-    learner = maml.train(model, task, loss="mse", metatrain_iterations=20, test_num_updates=1, logdir=sys.argv[1])
+    flags = {"val_interval": 10, "test_num_updates": 1, "logdir": sys.argv[1]}
+    learner = maml.train(model, task, loss="mse", metatrain_iterations=20, val=task, val_tasks=20, **flags)
     measured = learner.test(task, 40).values
     if replicas.is_chief():
         np.savez(sys.argv[1] + ".npz", measured=measured, **learner.weights)
@@ -157,7 +159,7 @@ def test_a_model_of_ones_own_is_trained_and_tested_by_two_workers(tmp_path):
         command = [sys.executable, *before, "own.py", name]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Trained: 20 iterations") == 1
+        assert done.stdout.count("Trained: 20 iterations") == 1 and done.stdout.count("Validation results") == 2
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     assert set(one) == set(two) and len(one) == 5
     for name, values in one.items():
@@ -167,5 +169,5 @@ def test_a_model_of_ones_own_is_trained_and_tested_by_two_workers(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
 def test_a_killed_worker_is_noticed_and_all_go_on_to_the_bit(trained):
     """One SIGKILL; `python -m tests.kill --workers=2` does many, SIGTERM by turns."""
-    outcome = kill.kill_workers(2, kills=1, seed=3, folder=trained.parent)
+    outcome = kill.kill_workers(2, kills=1, seed=3, folder=trained.parent, flags=EXACT)
     assert len(outcome.kills) == 1 and outcome.kills[-1] > 0

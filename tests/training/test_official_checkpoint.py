@@ -80,7 +80,7 @@ def test_a_missing_iteration_is_one_line(released, capsys):
     assert "there are: 59000" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_it(released, capsys, eagerly):
+def test_training_goes_on_from_it(released, capsys):
     flags = ("--logdir=released", "--metatrain_iterations=59002", "--val_tasks=0", "--log=False")
     flags += ("--test_num_updates=5",)  # starts faster than with ten
     assert run_here(*OFFICIAL_COMMAND, *flags) == 0
