@@ -35,16 +35,12 @@ def interpreted(monkeypatch):
 
 
 @pytest.fixture
-def eagerly(monkeypatch):
+def eagerly():
     """No function is traced, in this process: that takes longer than a few calls of a tiny one."""
-    import tensorflow as tf
+    from tests.tiny import untraced
 
-    from maml.config import Config
-
-    monkeypatch.setattr(Config, "evaluation_block", 2)  # of 20, or 4: not what costs nothing in a graph
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    with untraced():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,11 @@
 """Models and episodes small enough to be differentiated many times."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from maml.config import Config
@@ -20,6 +23,18 @@ NETWORKS = {
     "pooled, flat head": ("conv", True, True),
 }
 NORMS = ("batch_norm", "layer_norm", "None")
+
+
+@contextlib.contextmanager
+def untraced(block: int = 2) -> Iterator[None]:
+    """Functions run eagerly, an evaluation on `block` tasks at once: 20, or 4, cost nothing in a graph only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "evaluation_block", block)
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
 
 
 class Interpreted(Network):

@@ -17,7 +17,7 @@ from maml.training import loop as training
 from maml.training.episode_image import draw_episode, episode_rows
 from maml.training.summaries import SummaryWriter
 from tests.image_fixtures import write_class_folders
-from tests.tiny import Interpreted
+from tests.tiny import Interpreted, untraced
 
 ITERATIONS = 20
 FLAGS = {"datasource": "folder", "image_size": 8, "channels": 1, "conv": False, "num_classes": 3, "norm": "None"}
@@ -26,17 +26,7 @@ FLAGS |= {"metatrain_iterations": ITERATIONS, "val_interval": 1, "val_tasks": 1}
 
 
 @pytest.fixture(scope="module")
-def small_blocks():
-    """Validation of a single task, run eagerly: three tracings take longer than all that is computed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "evaluation_block", 1)
-        tf.config.run_functions_eagerly(True)
-        yield
-        tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, small_blocks):
+def runs(tmp_path_factory):
     """The same training with everything that can be shown, with what is shown by default, and with nothing."""
     root = tmp_path_factory.mktemp("runs")
     write_class_folders(root / "photos", {"train": 4, "val": 3}, 10, size=8, channels=1)
@@ -46,7 +36,8 @@ def runs(tmp_path_factory, small_blocks):
         (root / name).mkdir()
         data = DataGenerator(config, ("train", "val"))
         model = MAML(config, Interpreted("fc", 8 * 8, 3, (8,), "None"))
-        trained[name] = (root / name, training.train(config, model, data, root / name))
+        with untraced(block=1):
+            trained[name] = (root / name, training.train(config, model, data, root / name))
     return trained
 
 
