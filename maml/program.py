@@ -406,6 +406,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # outside the training loop, which saves and says so
+        print("main.py: interrupted; the same command goes on or begins anew", file=sys.stderr)
+        return 130
 
 
 GROUPS = {

@@ -7,6 +7,9 @@ import pathlib
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 import zlib
 
@@ -15,7 +18,7 @@ import pytest
 from PIL import Image
 
 from maml.errors import UserError
-from maml.tasks import cache, image_files, omniglot_images
+from maml.tasks import cache, decoding, image_files, omniglot_images
 from maml.tasks.images import load_split
 from maml.tasks.split import ImageSplit, too_small
 from tests.image_fixtures import omniglot_files, write_archive, write_class_folders, write_omniglot_folders
@@ -494,8 +497,86 @@ def test_large_images_are_read_in_parallel_with_the_same_result(tmp_path, monkey
     write_class_folders(tmp_path, {"train": 2}, per_class=4, size=300)
     parallel = np.array(mini(tmp_path).images)
     shutil.rmtree(tmp_path / ".cache")
-    monkeypatch.setattr(image_files, "_threads_help", lambda file: False)
+    monkeypatch.setattr(image_files, "_large", lambda file: False)
     np.testing.assert_array_equal(mini(tmp_path).images, parallel)
+
+
+@pytest.fixture
+def counted_processes(monkeypatch):
+    """Three processes decode ten images and more; the number started."""
+    started = []
+    monkeypatch.setattr(image_files, "_MANY", 10)
+    monkeypatch.setattr(image_files, "_PIECE", 4)
+    monkeypatch.setattr(decoding, "cores", lambda: 3)
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **options: started.append(popen(*args, **options)) or started[-1]
+    )
+    yield started
+    assert all(process.returncode is not None for process in started), "a process was left"
+
+
+def test_many_small_images_are_read_by_processes_with_the_same_result(tmp_path, counted_processes, monkeypatch):
+    """27 images in pieces of 4: the last one is smaller, and three processes do not divide the seven."""
+    write_class_folders(tmp_path, {"train": 3}, per_class=9, size=20)
+    (tmp_path / "train" / "train_01" / "003.png").write_bytes(b"no image")
+    (tmp_path / "train" / "train_02" / "008.png").write_bytes(b"nor this")
+    message = refusal(mini, tmp_path)
+    assert "2 of 27 images are unreadable" in message
+    assert re.search(r"train_01/003.png .*train_02/008.png", message.replace(os.sep, "/"))
+    for name in ("train_01/003.png", "train_02/008.png"):
+        (tmp_path / "train" / name).unlink()
+    divided = np.array(mini(tmp_path).images)
+    assert len(counted_processes) == 6
+    shutil.rmtree(tmp_path / ".cache")
+    monkeypatch.setattr(image_files, "_MANY", 100)
+    np.testing.assert_array_equal(mini(tmp_path).images, divided)
+    assert len(counted_processes) == 6, "this time by none"
+
+
+def test_a_process_that_is_killed_while_it_decodes_is_one_line(tmp_path, counted_processes, monkeypatch):
+    """As the system does when the memory is full."""
+    write_class_folders(tmp_path, {"train": 3}, per_class=9, size=20)
+    read = decoding.pickle.load
+
+    def load(file):
+        counted_processes[1].kill()
+        counted_processes[1].wait()
+        return read(file)
+
+    monkeypatch.setattr(decoding.pickle, "load", load)
+    message = refusal(mini, tmp_path)
+    assert "a process that decodes images ended with code -9" in message and "\n" not in message
+    assert not list(tmp_path.rglob("*.images")), "nothing half-written is taken for whole"
+
+
+def test_processes_that_decode_end_with_the_one_that_asks():
+    """SIGKILL leaves no time for a word to them."""
+    script = (
+        "import functools, time\n"
+        "from maml.tasks.decoding import map_in_processes\n"
+        "for answer in map_in_processes(functools.partial(max, 0), range(1, 100)):\n"
+        "    print('answered', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    asks = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert asks.stdout.readline() == "answered\n"
+    children = [int(child) for child in pathlib.Path(f"/proc/{asks.pid}/task/{asks.pid}/children").read_text().split()]
+    assert children
+    asks.kill()
+    asks.wait()
+    deadline = time.monotonic() + 30
+    while alive := [child for child in children if running(child)]:
+        assert time.monotonic() < deadline, f"{alive} are left"
+        time.sleep(0.05)
+
+
+def running(process: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
+    try:
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # Enough classes and images

@@ -51,7 +51,7 @@ def process(
         else:
             keep(target, data)
 
-    for_each(work, len(pictures), "images", parallel=True)
+    for_each(work, len(pictures), "images")
     if unreadable:
         for line in sorted(unreadable):
             print(line, file=sys.stderr)
