@@ -285,4 +285,7 @@ def main() -> int:
     except UserError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("compare: interrupted", file=sys.stderr)
+        return 130
     return 0

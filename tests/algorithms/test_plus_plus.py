@@ -187,8 +187,13 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     assert [checkpoint.prefix.name for checkpoint in checkpoints.best_last(folder)] == best
     test = ("--train=False", "--test_set", "--test_tasks=2", "--logdir=whole")
     assert run_here(*test, "--test_checkpoint=ensemble") == 0
-    [found] = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("whole/*/test_*.json")]
-    assert found == "_".join(best)
+    [found] = [json.loads(path.read_text()) for path in tmp_path.glob("whole/*/test_*.json")]
+    assert found["checkpoint"] == "_".join(best)
+    [row] = maml.compare(["whole"], tasks=2, test_checkpoint="ensemble").rows
+    assert row.mean == pytest.approx(found["mean"][2], abs=1e-7)
+    assert row.runs[0].iteration == int(best[-1].removeprefix("best")), "of the ensemble, not of the newest"
+    learned = {name: weight for name, weight in maml.load("whole").weights.items() if not name.startswith("adam/")}
+    assert row.runs[0].parameters == sum(map(np.size, learned.values())), "of one member"
     tf.config.run_functions_eagerly(False)
     one = ("--test_num_updates=1", "--export_dir=together")  # step: more take longer to trace
     assert run_here("--predict", "--logdir=whole", "--test_checkpoint=ensemble", *one) == 0

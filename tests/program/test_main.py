@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import maml
+from maml import comparison
 from maml.config import Config
 from maml.training import checkpoints, runs
 from tests.command_line import run_here, run_process
@@ -181,6 +182,19 @@ def test_a_test_finds_the_run_that_its_flags_name(here):
     assert ".ubs_3." in folder.name
     assert config.update_batch_size == 7
     assert config.train is False
+
+
+def test_ctrl_c_outside_the_training_loop_is_one_line(here, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maml.training.memory.check_memory", interrupted)
+    assert run_here(*SINE) == 130
+    assert capsys.readouterr().err == "main.py: interrupted; the same command goes on or begins anew\n"
+    monkeypatch.setattr("maml.comparison.compare", interrupted)
+    monkeypatch.setattr("sys.argv", ["compare", "a"])
+    assert comparison.main() == 130
+    assert capsys.readouterr().err == "compare: interrupted\n"
 
 
 def test_a_read_only_log_folder_is_one_line(here, capsys):
