@@ -1,0 +1,140 @@
+"""How accurate a run was on its way: validates every checkpoint in its folder, and draws that over hours of training.
+
+  python -m benchmarks.history logs/miniimagenet1shot --update_ms 650 1700
+  python -m benchmarks.history logs/miniimagenet1shot --level=RELEASED --output=docs/figures/miniimagenet
+
+Validations of a training are of 100 tasks, and a machine that is lost takes them along; checkpoints that were kept are
+validated here on as many tasks as one likes. What was validated before is read from the table and not done again.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.figures import BLUE, GREY, ORANGE, save, subplots
+from benchmarks.measure import count
+from maml import algorithms
+from maml.config import Config
+from maml.data_generator import DataGenerator
+from maml.errors import UserError
+from maml.files import write_text
+from maml.training import checkpoints
+from maml.training.evaluation import Evaluator, TestResult
+from maml.training.runs import find_run
+
+
+class Point(NamedTuple):
+    """A checkpoint's accuracy after the steps it was trained for, in %, with the half width of its 95 % interval."""
+
+    iteration: int
+    accuracy: float
+    ci95: float
+
+
+def validations(logdir: str, table: Path, tasks: int, data_dir: str) -> list[Point]:
+    """Validates the checkpoints of the run in `logdir` that are not in the table yet, and adds them to it.
+
+    Raises:
+        UserError: there is no run, or it does not classify.
+    """
+    flags = {"logdir": logdir, "train": False, "test_tasks": tasks} | ({"data_dir": data_dir} if data_dir else {})
+    folder, config = find_run(flags)
+    if not config.classification:
+        raise UserError(f"{logdir}: a run on {config.datasource} has no accuracy")
+    config = config.replace(test_num_updates=config.num_updates)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    known = read_table(table)
+    left = [each.iteration for each in checkpoints.list_checkpoints(folder) if each.iteration not in known]
+    model = algorithms.build(config)
+    evaluator = Evaluator(model, DataGenerator(config, ("val",))) if left else None
+    for iteration in left:
+        assert evaluator
+        _, weights = checkpoints.restore_chosen(folder, config.replace(test_iter=iteration), model)
+        values = evaluator.tasks(weights, "val", tasks, config.evaluation_updates)["accuracy"][:, model.reported[-1]]
+        found = TestResult.of(100 * values)
+        known[iteration] = Point(iteration, round(float(found.mean), 4), round(float(found.ci95), 4))
+        print(f"iteration {iteration}: {known[iteration].accuracy:.2f} ± {known[iteration].ci95:.2f} %", flush=True)
+        lines = [",".join(map(str, point)) for point in sorted(known.values())]
+        write_text(table, "\n".join([",".join(Point._fields), *lines, ""]))
+    return sorted(known.values())
+
+
+def read_table(table: Path) -> dict[int, Point]:
+    """What was validated before, by iteration."""
+    if not table.exists():
+        return {}
+    with open(table, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {int(row["iteration"]): Point(int(row["iteration"]), *map(float, list(row.values())[1:])) for row in rows}
+
+
+def draw(points: list[Point], update_ms: tuple[float, float], level: Point | None, config: Config, path: Path) -> None:
+    """Accuracy over hours at our rate, and the same iterations at the official structure's.
+
+    Args:
+        points: of the run.
+        update_ms: milliseconds of a meta-update, ours and the official structure's.
+        level: another run's newest checkpoint, drawn as a line.
+        config: the run's.
+        path: of the PNG.
+    """
+    figure, [panel] = subplots(1, 1, (7, 4))
+    looks: list[dict[str, Any]] = [
+        {"color": BLUE, "marker": "o", "label": "ours"},
+        {
+            "color": ORANGE,
+            "marker": "s",
+            "linestyle": "--",
+            "label": "the same iterations at the official structure's rate",
+        },
+    ]
+    for milliseconds, look in zip(update_ms, looks, strict=True):
+        hours = [point.iteration * milliseconds / 3.6e6 for point in points]
+        panel.errorbar(
+            hours,
+            [p.accuracy for p in points],
+            [p.ci95 for p in points],
+            capsize=2,
+            markersize=4,
+            linewidth=1.2,
+            **look,
+        )
+    if level:
+        panel.axhline(level.accuracy, color=GREY, linestyle=":", label="the checkpoint that the authors released")
+    shots = config.update_batch_size
+    panel.set(xlabel="hours of training", ylabel="accuracy on validation classes, %", xlim=(0, None))
+    panel.set_title(f"{config.datasource}, {config.num_classes}-way {shots}-shot, {points[-1].iteration:,} iterations")
+    panel.legend(loc="lower right", frameon=False)
+    save(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Validates and draws; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.history", description=__doc__.splitlines()[0])
+    parser.add_argument("logdir", help="folder of the run")
+    parser.add_argument("--tasks", type=count, default=600, help="of the validation set")
+    parser.add_argument("--data_dir", default="", help="folder of the images, if not the run's")
+    parser.add_argument("--level", default="", help="folder of a run whose newest checkpoint is drawn as a line")
+    parser.add_argument("--update_ms", nargs=2, type=float, metavar=("OURS", "OFFICIAL"), help="draw, at these rates")
+    parser.add_argument("--output", type=Path, default=Path("history"), help="path of .csv and .png, without the end")
+    options = parser.parse_args(arguments)
+    output = options.output
+    try:
+        points = validations(options.logdir, output.with_suffix(".csv"), options.tasks, options.data_dir)
+        level = None
+        if options.level:
+            table = output.with_name(f"{output.name}_level.csv")
+            level = validations(options.level, table, options.tasks, options.data_dir)[-1]
+        if options.update_ms:
+            _, config = find_run({"logdir": options.logdir, "train": False})
+            draw(points, options.update_ms, level, config, output.with_suffix(".png"))
+    except UserError as error:
+        print(f"history: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
