@@ -1,6 +1,7 @@
 """What `make quick` leaves out, what is run first, and where tests do without XLA."""
 
 import gc
+import sys
 
 import pytest
 
@@ -41,6 +42,16 @@ def eagerly():
 
     with untraced():
         yield
+
+
+@pytest.fixture(autouse=True)
+def not_deterministic_afterwards():
+    """--deterministic is of one test, not of all that come behind it in its process."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
 
 
 @pytest.fixture(autouse=True)

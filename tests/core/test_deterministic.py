@@ -15,12 +15,6 @@ IMAGES += ("--update_batch_size=1", "--num_filters=2", "--meta_batch_size=2", "-
 IMAGES += ("--num_updates=1", "--test_num_updates=1", "--val_tasks=0")
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    yield
-    tf_config.disable_op_determinism()
-
-
 def test_two_runs_agree_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "data", {"train": 4}, 3, size=20, channels=1)
@@ -35,13 +29,14 @@ def test_two_runs_agree_to_the_bit(tmp_path, monkeypatch):
     assert all(value.tobytes() == second[name].tobytes() for name, value in first.items())
 
 
-def test_without_the_flag_tensorflow_stays_as_it_is():
-    program.set_up_tensorflow(Config(), None)
-    assert not tf_config.is_op_determinism_enabled()
-
-
 def test_an_operation_without_a_deterministic_form_would_be_an_error():
     """What the flag asks of TensorFlow: no silent exception."""
     tf.config.experimental.enable_op_determinism()
     with pytest.raises((tf.errors.UnimplementedError, RuntimeError)):
         tf.random.uniform([])  # a generator without a seed
+
+
+def test_without_the_flag_tensorflow_stays_as_it_is():
+    """And is again what it was, behind the tests before."""
+    program.set_up_tensorflow(Config(), None)
+    assert not tf_config.is_op_determinism_enabled()
