@@ -33,16 +33,27 @@ class Point(NamedTuple):
     ci95: float
 
 
-def validations(logdir: str, table: Path, tasks: int, data_dir: str) -> list[Point]:
-    """Validates the checkpoints of the run in `logdir` that are not in the table yet, and adds them to it.
+# What names the folder of a run of the official code, which keeps no record of its flags.
+NAMING = (
+    *("datasource", "num_classes", "meta_batch_size", "update_batch_size", "num_updates", "update_lr"),
+    *("num_filters", "max_pool", "norm"),
+)
+
+
+def run_in(logdir: str, like: Config | None = None, **flags: Any) -> tuple[Path, Config]:
+    """The run in a folder, to be tested; of the official code, if need be, with the setting of the run `like`."""
+    known = {name: getattr(like, name) for name in NAMING} if like else {}
+    return find_run(flags | known | {"logdir": logdir, "train": False})
+
+
+def validations(folder: Path, config: Config, table: Path) -> list[Point]:
+    """Validates the checkpoints of a run that are not in the table yet, and adds them to it.
 
     Raises:
-        UserError: there is no run, or it does not classify.
+        UserError: it does not classify.
     """
-    flags = {"logdir": logdir, "train": False, "test_tasks": tasks} | ({"data_dir": data_dir} if data_dir else {})
-    folder, config = find_run(flags)
     if not config.classification:
-        raise UserError(f"{logdir}: a run on {config.datasource} has no accuracy")
+        raise UserError(f"{folder}: a run on {config.datasource} has no accuracy")
     config = config.replace(test_num_updates=config.num_updates)
     table.parent.mkdir(parents=True, exist_ok=True)
     known = read_table(table)
@@ -52,7 +63,9 @@ def validations(logdir: str, table: Path, tasks: int, data_dir: str) -> list[Poi
     for iteration in left:
         assert evaluator
         _, weights = checkpoints.restore_chosen(folder, config.replace(test_iter=iteration), model)
-        values = evaluator.tasks(weights, "val", tasks, config.evaluation_updates)["accuracy"][:, model.reported[-1]]
+        values = evaluator.tasks(weights, "val", config.test_tasks, config.evaluation_updates)["accuracy"][
+            :, model.reported[-1]
+        ]
         found = TestResult.of(100 * values)
         known[iteration] = Point(iteration, round(float(found.mean), 4), round(float(found.ci95), 4))
         print(f"iteration {iteration}: {known[iteration].accuracy:.2f} ± {known[iteration].ci95:.2f} %", flush=True)
@@ -120,15 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update_ms", nargs=2, type=float, metavar=("OURS", "OFFICIAL"), help="draw, at these rates")
     parser.add_argument("--output", type=Path, default=Path("history"), help="path of .csv and .png, without the end")
     options = parser.parse_args(arguments)
-    output = options.output
+    output, flags = options.output, {"test_tasks": options.tasks}
+    flags |= {"data_dir": options.data_dir} if options.data_dir else {}
     try:
-        points = validations(options.logdir, output.with_suffix(".csv"), options.tasks, options.data_dir)
-        level = None
+        folder, config = run_in(options.logdir, **flags)
+        points, level = validations(folder, config, output.with_suffix(".csv")), None
         if options.level:
             table = output.with_name(f"{output.name}_level.csv")
-            level = validations(options.level, table, options.tasks, options.data_dir)[-1]
+            level = validations(*run_in(options.level, config, **flags), table)[-1]
         if options.update_ms:
-            _, config = find_run({"logdir": options.logdir, "train": False})
             draw(points, options.update_ms, level, config, output.with_suffix(".png"))
     except UserError as error:
         print(f"history: {error}", file=sys.stderr)
