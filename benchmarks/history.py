@@ -94,26 +94,11 @@ def draw(points: list[Point], update_ms: tuple[float, float], level: Point | Non
         path: of the PNG.
     """
     figure, [panel] = subplots(1, 1, (7, 4))
-    looks: list[dict[str, Any]] = [
-        {"color": BLUE, "marker": "o", "label": "ours"},
-        {
-            "color": ORANGE,
-            "marker": "s",
-            "linestyle": "--",
-            "label": "the same iterations at the official structure's rate",
-        },
-    ]
-    for milliseconds, look in zip(update_ms, looks, strict=True):
-        hours = [point.iteration * milliseconds / 3.6e6 for point in points]
-        panel.errorbar(
-            hours,
-            [p.accuracy for p in points],
-            [p.ci95 for p in points],
-            capsize=2,
-            markersize=4,
-            linewidth=1.2,
-            **look,
-        )
+    ours, official = ([point.iteration * each / 3.6e6 for point in points] for each in update_ms)
+    accuracy, ci95 = [point.accuracy for point in points], [point.ci95 for point in points]
+    look: dict[str, Any] = {"color": ORANGE, "linestyle": "--", "linewidth": 1.2}
+    panel.plot(official, accuracy, label="the same iterations at the official structure's rate", **look)
+    panel.errorbar(ours, accuracy, ci95, color=BLUE, marker="o", markersize=4, capsize=2, linewidth=1.2, label="ours")
     if level:
         panel.axhline(level.accuracy, color=GREY, linestyle=":", label="the checkpoint that the authors released")
     shots = config.update_batch_size
