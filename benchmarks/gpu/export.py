@@ -50,8 +50,7 @@ KEPT = 1000  # checkpoints of a training that comes back
 def lowered(function: Callable[..., Any], inputs: list[tf.Tensor]) -> np.ndarray:
     """The serialized HLO module of a function of flat tensors, uint8."""
     compiled = tf.function(function, jit_compile=True, autograph=False)
-    module = compiled.experimental_get_compiler_ir(*inputs)(stage="hlo_serialized", device_name=tf.zeros([]).device)
-    return np.frombuffer(module, np.uint8)
+    return np.frombuffer(compiled.experimental_get_compiler_ir(*inputs)(stage="hlo_serialized"), np.uint8)
 
 
 def update(config: Config, data: DataGenerator) -> dict[str, np.ndarray]:
