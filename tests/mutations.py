@@ -178,8 +178,8 @@ BREAKAGES = [
     Breakage(
         "a body that learns nothing through ANIL's inner gradient",
         "maml/algorithms/anil.py",
-        "inputa = self.network.features(weights, task.inputa)",
-        "inputa = tf.stop_gradient(self.network.features(weights, task.inputa))",
+        "inputa = body(weights, task.inputa)",
+        "inputa = tf.stop_gradient(body(weights, task.inputa))",
         ("algorithms/test_family::test_a_body_computed_once_is_a_body_computed_in_every_step",),
     ),
     Breakage(
