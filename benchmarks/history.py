@@ -1,7 +1,7 @@
 """How accurate a run was on its way: validates every checkpoint in its folder, and draws that over hours of training.
 
-  python -m benchmarks.history logs/miniimagenet1shot --update_ms 650 1700
-  python -m benchmarks.history logs/miniimagenet1shot --level=RELEASED --output=docs/figures/miniimagenet
+  python -m benchmarks.history logs/miniimagenet1shot --output=history
+  python -m benchmarks.history logs/miniimagenet1shot --output=history --level=RELEASED --update_ms 650 1700
 
 Validations of a training are of 100 tasks, and a machine that is lost takes them along; checkpoints that were kept are
 validated here on as many tasks as one likes. What was validated before is read from the table and not done again.
@@ -26,9 +26,13 @@ from maml.training.runs import find_run
 
 
 class Point(NamedTuple):
-    """A checkpoint's accuracy after the steps it was trained for, in %, with the half width of its 95 % interval."""
+    """A checkpoint's accuracy after the steps it was trained for, in %, with the half width of its 95 % interval.
+
+    tasks: how many it was validated on.
+    """
 
     iteration: int
+    tasks: int
     accuracy: float
     ci95: float
 
@@ -50,25 +54,28 @@ def validations(folder: Path, config: Config, table: Path) -> list[Point]:
     """Validates the checkpoints of a run that are not in the table yet, and adds them to it.
 
     Raises:
-        UserError: it does not classify.
+        UserError: it does not classify, has no checkpoints, or the table is of another number of tasks.
     """
     if not config.classification:
         raise UserError(f"{folder}: a run on {config.datasource} has no accuracy")
     config = config.replace(test_num_updates=config.num_updates)
-    table.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.choose(folder, "latest", -1)
     known = read_table(table)
+    if other := {point.tasks for point in known.values()} - {config.test_tasks}:
+        raise UserError(f"{table}: is of {other.pop()} tasks, not {config.test_tasks}; name another --output")
     left = [each.iteration for each in checkpoints.list_checkpoints(folder) if each.iteration not in known]
+    if not left:
+        return sorted(known.values())
+    table.parent.mkdir(parents=True, exist_ok=True)
     model = algorithms.build(config)
-    evaluator = Evaluator(model, DataGenerator(config, ("val",))) if left else None
+    evaluator = Evaluator(model, DataGenerator(config, ("val",)))
     for iteration in left:
-        assert evaluator
         _, weights = checkpoints.restore_chosen(folder, config.replace(test_iter=iteration), model)
-        values = evaluator.tasks(weights, "val", config.test_tasks, config.evaluation_updates)["accuracy"][
-            :, model.reported[-1]
-        ]
-        found = TestResult.of(100 * values)
-        known[iteration] = Point(iteration, round(float(found.mean), 4), round(float(found.ci95), 4))
-        print(f"iteration {iteration}: {known[iteration].accuracy:.2f} ± {known[iteration].ci95:.2f} %", flush=True)
+        measures = evaluator.tasks(weights, "val", config.test_tasks, config.evaluation_updates)
+        found = TestResult.of(100 * measures["accuracy"][:, model.reported[-1]])
+        point = Point(iteration, config.test_tasks, round(float(found.mean), 4), round(float(found.ci95), 4))
+        known[iteration] = point
+        print(f"iteration {iteration}: {point.accuracy:.2f} ± {point.ci95:.2f} %", flush=True)
         lines = [",".join(map(str, point)) for point in sorted(known.values())]
         write_text(table, "\n".join([",".join(Point._fields), *lines, ""]))
     return sorted(known.values())
@@ -79,8 +86,8 @@ def read_table(table: Path) -> dict[int, Point]:
     if not table.exists():
         return {}
     with open(table, encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {int(row["iteration"]): Point(int(row["iteration"]), *map(float, list(row.values())[1:])) for row in rows}
+        rows = [Point(int(a), int(b), float(c), float(d)) for a, b, c, d in list(csv.reader(file))[1:]]
+    return {point.iteration: point for point in rows}
 
 
 def draw(points: list[Point], update_ms: tuple[float, float], level: Point | None, config: Config, path: Path) -> None:
@@ -116,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="folder of the images, if not the run's")
     parser.add_argument("--level", default="", help="folder of a run whose newest checkpoint is drawn as a line")
     parser.add_argument("--update_ms", nargs=2, type=float, metavar=("OURS", "OFFICIAL"), help="draw, at these rates")
-    parser.add_argument("--output", type=Path, default=Path("history"), help="path of .csv and .png, without the end")
+    parser.add_argument("--output", type=Path, required=True, help="path of .csv and .png, without the end")
     options = parser.parse_args(arguments)
     output, flags = options.output, {"test_tasks": options.tasks}
     flags |= {"data_dir": options.data_dir} if options.data_dir else {}

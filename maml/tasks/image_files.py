@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from maml.errors import UserError
+from maml.machine import cores
 from maml.tasks.decoding import map_in_processes
 
 # Pillow's formats by suffix. An image is what one of these suffixes says and one of these formats is.
@@ -232,13 +232,13 @@ def _by_cores(
     if _large(files[0]):
         return _threads(work, [[file] for file in files], stack)
     pieces = [files[start : start + _PIECE] for start in range(0, len(files), _PIECE)]
-    if len(files) >= _MANY and _can_be_sent(files[0]):
+    if len(files) >= _MANY and _can_be_sent(files):
         return stack.enter_context(contextlib.closing(map_in_processes(work, pieces)))
     return map(work, pieces)
 
 
 def _threads(work: Callable, items: Sequence, stack: contextlib.ExitStack) -> Iterator:
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(cores())
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool.map(work, items)
 
@@ -250,9 +250,6 @@ def _large(file: ImageFile) -> bool:
     return False
 
 
-def _can_be_sent(file: ImageFile) -> bool:
-    """Whether another process can open it; a member of an archive that is open here it cannot."""
-    try:
-        return bool(pickle.dumps(file))
-    except (TypeError, pickle.PicklingError):
-        return False
+def _can_be_sent(files: list[ImageFile]) -> bool:
+    """Whether other processes can open them; a member of an archive that is open here they cannot."""
+    return all(getattr(file.open, "func", None) is _open_file for file in files)

@@ -28,6 +28,8 @@ def test_every_checkpoint_is_validated_once_as_a_test_does(tmp_path, monkeypatch
     assert min(Image.open(tmp_path / "drawn/history.png").size) >= 400
     assert history.main(command) == 0
     assert "iteration " not in capsys.readouterr().out
+    assert history.main([*command, "--tasks=6"]) == 1
+    assert capsys.readouterr().err == "history: drawn/history.csv: is of 5 tasks, not 6; name another --output\n"
 
 
 def test_what_has_no_accuracy_is_one_line(tmp_path, monkeypatch, capsys, interpreted):
@@ -35,7 +37,7 @@ def test_what_has_no_accuracy_is_one_line(tmp_path, monkeypatch, capsys, interpr
     assert run_here("--norm=None", "--metatrain_iterations=2", "--val_tasks=0", "--logdir=run") == 0
     capsys.readouterr()
     [folder] = [path.relative_to(tmp_path) for path in (tmp_path / "run").iterdir() if path.is_dir()]
-    assert history.main(["run"]) == 1
+    assert history.main(["run", "--output=a"]) == 1
     assert capsys.readouterr().err == f"history: {folder}: a run on sinusoid has no accuracy\n"
-    assert history.main(["nothing"]) == 1
+    assert history.main(["nothing", "--output=a"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -534,6 +534,18 @@ def test_many_small_images_are_read_by_processes_with_the_same_result(tmp_path, 
     assert len(counted_processes) == 6, "this time by none"
 
 
+@pytest.mark.parametrize("zipped", [0, 1])
+def test_members_of_an_archive_stay_here_whatever_lies_beside_them(
+    archives, unpacked, tmp_path, counted_processes, zipped
+):
+    """Omniglot's one half as a folder, the other as an archive, whose members no other process can open."""
+    folder = ARCHIVES[1 - zipped].removesuffix(".zip")
+    (tmp_path / ARCHIVES[zipped]).symlink_to(archives / ARCHIVES[zipped])
+    (tmp_path / folder).symlink_to(unpacked / folder)
+    np.testing.assert_array_equal(omniglot(tmp_path).images, omniglot(archives).images)
+    assert not counted_processes
+
+
 def test_a_process_that_is_killed_while_it_decodes_is_one_line(tmp_path, counted_processes, monkeypatch):
     """As the system does when the memory is full."""
     write_class_folders(tmp_path, {"train": 3}, per_class=9, size=20)
