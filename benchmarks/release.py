@@ -1,15 +1,20 @@
 """Makes a trained run ready to be given away: `pretrained/<name>/` with weights, setting, test and README.
 
   python -m benchmarks.release logs/sine/cls_5... sinusoid_10shot --note="..."
+  python -m benchmarks.release logs/omniglot20way --unfinished
 
-The weights alone, without Adam's state. The test is the official one of 600 tasks, on this machine.
+The weights alone, without Adam's state. The test is the official one of 600 tasks, on this machine. A run that is not
+done keeps Adam's state, and goes on from its folder, `pretrained/unfinished/<exp_string>/`.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import tensorflow as tf
 
 from benchmarks.figures import ROOT
 from maml import algorithms, commands
@@ -20,6 +25,7 @@ from maml.training import checkpoints
 from maml.training.runs import RUN_FILE, find_run, load_config
 
 PRETRAINED = ROOT / "pretrained"
+UNFINISHED = PRETRAINED / "unfinished"
 LARGEST = 2**20  # bytes of a released run
 IMAGENET = (
     "Trained on images of ImageNet, whose terms allow research and teaching only: the same holds for these weights."
@@ -64,9 +70,41 @@ def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
     results["config"] |= {"data_dir": "", "logdir": ""}
     write_json(tested, results)
     write_text(target / "README.md", readme(name, config, iteration, results, note))
-    if (size := sum(path.stat().st_size for path in target.iterdir())) > LARGEST:
-        raise UserError(f"{target}: has {size} bytes, more than {LARGEST}")
-    return target
+    return within_limit(target)
+
+
+def hand_over(run: Path) -> Path:
+    """Writes a run's newest checkpoint and setting to `pretrained/unfinished`, in place of an earlier one of this run.
+
+    Adam's running means are written as bfloat16, which makes the file small enough: the training goes on from them as
+    well, but not to the same bits.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is too large.
+    """
+    chosen = checkpoints.choose(run, "latest", -1)
+    reader = tf.train.load_checkpoint(str(chosen.prefix))
+    tensors = {name: tf.constant(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
+    means = {name: tf.cast(tensor, tf.bfloat16) for name, tensor in tensors.items() if re.search("/[mv]/", name)}
+    target = UNFINISHED / run.name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    checkpoints.write(target / chosen.prefix.name, tensors | means)
+    record = read_json(run / RUN_FILE)
+    record["config"] |= {"data_dir": "", "logdir": ""}
+    write_json(target / RUN_FILE, record)
+    return within_limit(target)
+
+
+def within_limit(folder: Path) -> Path:
+    """The folder, if it may be kept in the repository.
+
+    Raises:
+        UserError: it is too large.
+    """
+    if (size := sum(path.stat().st_size for path in folder.iterdir())) > LARGEST:
+        raise UserError(f"{folder}: has {size} bytes, more than {LARGEST}")
+    return folder
 
 
 def readme(name: str, config: Config, iteration: int, results: dict, note: str) -> str:
@@ -100,17 +138,23 @@ def readme(name: str, config: Config, iteration: int, results: dict, note: str) 
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Releases one run; bad input ends with one line and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of the run, or of the only run in it")
-    parser.add_argument("name", help="of the folder under pretrained/")
-    parser.add_argument("--note", required=True, help="time, hardware and commit of the training, for the README")
+    parser.add_argument("name", nargs="?", help="of the folder under pretrained/")
+    parser.add_argument("--note", help="time, hardware and commit of the training, for the README")
+    parser.add_argument("--unfinished", action="store_true", help="only keep its newest checkpoint, to go on from")
     parser.add_argument("--data_dir", default="", help="where the images are")
     parser.add_argument("--test_checkpoint", choices=("latest", "best"), default="latest")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if not args.unfinished and not (args.name and args.note):
+        parser.error("a name and a --note are needed, or --unfinished")
     try:
         folder, _ = find_run({"logdir": args.run, "train": False})
+        if args.unfinished:
+            print(hand_over(folder))
+            return 0
         print(release(folder, args.name, args.note, args.data_dir, args.test_checkpoint))
     except UserError as error:
         print(f"release: {error}", file=sys.stderr)

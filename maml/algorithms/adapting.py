@@ -39,7 +39,10 @@ def clipped(gradients: Weights) -> Weights:
 
 
 class TrainState(NamedTuple):
-    """Everything that a training changes; pre-training and meta-training have an Adam of their own."""
+    """Everything that a training changes; pre-training and meta-training have an Adam of their own.
+
+    The Adam of a pre-training that the setting has not is one of no weights.
+    """
 
     weights: Weights
     pretrain: AdamState
@@ -141,12 +144,12 @@ class GradientBased(Adapting):
         return rates
 
     def init_state(self) -> TrainState:
-        """Fresh weights from the config's seed, and both Adam states at zero."""
+        """Fresh weights from the config's seed, and the Adam states at zero."""
         config, weights = self.config, self.model.init(self.config.seed)
         if config.per_step_bn:
             weights |= {name: tf.stack([weights[name]] * config.num_updates) for name in self.model.norms}
         weights |= self.init_rates(weights)
-        return TrainState(weights, adam_init(weights), adam_init(weights))
+        return TrainState(weights, adam_init(weights if config.pretraining else {}), adam_init(weights))
 
     def of_phase(self, iteration: tf.Tensor | int, pretrain: Callable[[], Any], metatrain: Callable[[], Any]) -> Any:
         """What one of two functions returns, by the phase that an iteration belongs to."""

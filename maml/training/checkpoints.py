@@ -153,7 +153,7 @@ def save(folder: Path, model: Algorithm, state: Any, progress: Progress, stem: s
         "training/best": tf.constant(progress.best, tf.float64),
         "training/skipped": tf.constant(progress.skipped, tf.int64),
     }
-    _write(prefix, tensors)
+    write(prefix, tensors)
     checkpoints = list_checkpoints(folder, stem)
     # After a restart from an older checkpoint, newer ones are of a future that will be made again.
     for old in checkpoints[:-keep]:
@@ -169,10 +169,15 @@ def save_weights(prefix: Path, model: Algorithm, weights: Weights) -> None:
     Raises:
         UserError: they could not be written.
     """
-    _write(prefix, {official: weights[name] for name, official in model.checkpoint_names(weights).items()})
+    write(prefix, {official: weights[name] for name, official in model.checkpoint_names(weights).items()})
 
 
-def _write(prefix: Path, tensors: dict[str, tf.Tensor]) -> None:
+def write(prefix: Path, tensors: dict[str, tf.Tensor]) -> None:
+    """Writes a checkpoint's tensors by their names.
+
+    Raises:
+        UserError: they could not be written.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=prefix.parent) as temporary:
             written = Path(temporary, prefix.name)

@@ -1,6 +1,7 @@
 """Checkpoints: what they hold, which ones stay, the official names, and damage."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,24 @@ def test_everything_comes_back(tmp_path, flags):
     assert again.iteration == 70
     assert again.best == 0.25
     np.testing.assert_array_equal(again.pending, progress.pending)
+
+
+def test_a_setting_without_pretraining_keeps_one_adam(tmp_path):
+    """Weights, m and v; checkpoints of before, which held both Adams, still load."""
+    with_both = {"pretrain_iterations": 3}
+    assert len(adam_tensors(tmp_path / "both", **with_both)) == 2 * len(adam_tensors(tmp_path / "one"))
+    both = state_of(3, **with_both)
+    checkpoints.save(tmp_path, model_of(**with_both), both, Progress(7, np.zeros([0, 2]), 0.5))
+    restored, _ = checkpoints.restore(checkpoints.list_checkpoints(tmp_path)[0], model_of())
+    assert equal((restored.weights, restored.metatrain), (both.weights, both.metatrain))
+
+
+def adam_tensors(folder: Path, **flags) -> list[str]:
+    """The names of Adam's running means in a checkpoint of a setting."""
+    folder.mkdir()
+    prefix = checkpoints.save(folder, model_of(**flags), state_of(**flags), Progress(1, np.zeros([0, 2]), 0.0))
+    names = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
+    return [name for name in names if re.search("/[mv]/", name)]
 
 
 def test_the_last_ten_stay_and_the_index_names_them(tmp_path):
