@@ -2,32 +2,61 @@
 
 An ordinary unpickler runs whatever code a file names. This one knows the few names that such
 data needs, and rebuilds arrays itself from their raw bytes, because NumPy's own code for that
-trusts what it is told about memory.
+trusts what it is told about memory. Arrays are views of the memory-mapped file, so that pickles
+may be larger than the memory.
 """
 
 import collections
 import math
+import mmap
 import pickle
 import re
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 import numpy as np
 
 _NUMBERS_AND_TEXT = re.compile(r"[biuf][1248]|[SU]\d{1,4}")
+_LONG = 1024  # bytes from which a piece of a pickle is a view and no copy
 
 
 class Refused(Exception):
     """The pickle asks for something that arrays in plain containers do not need."""
 
 
-def load(file: BinaryIO) -> Any:
-    """The pickled object; arrays come as `Array`. Reads what Python 2 wrote, too (its text as bytes).
+def load(path: str) -> Any:
+    """A file's object; arrays come as `Array`, long bytes as views. Reads what Python 2 wrote, too (its text as bytes).
 
     Raises:
         Refused: it names anything but arrays and containers.
+        OSError: there is no such file.
         Exception: what `pickle` raises on damaged bytes.
     """
-    return _Unpickler(file, encoding="bytes").load()
+    with open(path, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return loads(content)
+
+
+def loads(content: bytes | mmap.mmap) -> Any:
+    """The same of a pickle's bytes."""
+    return _Unpickler(_Pieces(content), encoding="bytes").load()
+
+
+class _Pieces:
+    """A pickle's bytes, read from the first to the last."""
+
+    def __init__(self, content: bytes | mmap.mmap):
+        self.content, self.view, self.position = content, memoryview(content), 0
+
+    def read(self, count: int) -> Any:
+        """The next `count` bytes, or what is left; as a memoryview if they are many."""
+        piece = self.view[self.position : self.position + count]
+        self.position += len(piece)
+        return piece if count >= _LONG else bytes(piece)
+
+    def readline(self) -> bytes:
+        """The next line, or what is left."""
+        end = self.content.find(b"\n", self.position) + 1 or len(self.view)
+        return bytes(self.read(end - self.position))
 
 
 class Array:
@@ -63,7 +92,7 @@ class _Kind:
 
 
 def _array(raw: Any, kind: Any, shape: tuple, order: str) -> np.ndarray:
-    if not isinstance(kind, _Kind) or not isinstance(raw, bytes | bytearray):
+    if not isinstance(kind, _Kind) or not isinstance(raw, bytes | memoryview):
         raise Refused("an array of objects")
     if math.prod(shape) * kind.dtype.itemsize != len(raw):
         raise Refused(f"an array of shape {shape} in {len(raw)} bytes")
@@ -113,12 +142,22 @@ for _type in (list, dict, set, tuple, range):
     _KNOWN["builtins", _type.__name__] = _KNOWN["__builtin__", _type.__name__] = _type
 
 
+def _pass_over_frame(unpickler: Any) -> None:
+    """A frame says how many of the next bytes to read at once, which would copy them."""
+    unpickler.read(8)
+
+
 class _Unpickler(pickle._Unpickler):
     """Finds the names in `_KNOWN` only.
 
     It is the unpickler written in Python: the one in C reserves memory for as many objects as a file
     claims to have.
     """
+
+    dispatch: ClassVar = pickle._Unpickler.dispatch | {
+        pickle.FRAME[0]: _pass_over_frame,
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name of the pickle.

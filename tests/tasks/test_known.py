@@ -70,7 +70,7 @@ def tiered(root: str = "tiered") -> None:
     first = 0
     for split, number in zip(known.SPLITS, CLASSES, strict=True):
         labels = np.repeat(np.arange(number), 3)
-        images = [np.frombuffer(png(first + label), np.uint8) for label in labels]
+        images = [np.frombuffer(png(first + label), np.uint8)[:, None] for label in labels]
         names = {"label_specific": labels, "label_specific_str": [f"fish {i}, n{i}" for i in range(number)]}
         write(f"{root}/{split}_images_png.pkl", pickle.dumps(images))
         write(f"{root}/{split}_labels.pkl", pickle.dumps(names))

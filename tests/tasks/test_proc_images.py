@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -511,22 +512,22 @@ def test_arrays_are_not_built_from_what_a_pickle_says_about_memory():
     array = (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR", b"tb.")
     kind = b"cnumpy\ndtype\n(S'V8'\nI0\nI1\ntR(I3\nS'|'\nNNNI8\nI1\nI63\ntb"
     with pytest.raises(safe_pickle.Refused, match="V8"):
-        safe_pickle.load(io.BytesIO(array[0] + b"(I1\n(I1\nt" + kind + b"I00\nS'AAAAAAAA'\n" + array[1]))
+        safe_pickle.loads(array[0] + b"(I1\n(I1\nt" + kind + b"I00\nS'AAAAAAAA'\n" + array[1])
     kind = b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR"
     with pytest.raises(safe_pickle.Refused, match="shape"):
-        safe_pickle.load(io.BytesIO(array[0] + b"(I1\n(I1000000\nt" + kind + b"I00\nS'AAAAAAAA'\n" + array[1]))
+        safe_pickle.loads(array[0] + b"(I1\n(I1000000\nt" + kind + b"I00\nS'AAAAAAAA'\n" + array[1])
 
 
 def test_no_memory_is_reserved_for_what_a_pickle_claims_to_hold():
     """These say that they hold two billion objects: 34 GB of pointers."""
-    assert safe_pickle.load(io.BytesIO(b"Nr\xff\xff\xff\x7f.")) is None
+    assert safe_pickle.loads(b"Nr\xff\xff\xff\x7f.") is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=120))
 def test_no_pickle_of_any_bytes_does_harm(data):
     try:
-        safe_pickle.load(io.BytesIO(data))
+        safe_pickle.loads(data)
     except Exception as error:
         assert not isinstance(error, AssertionError)
 
@@ -542,14 +543,31 @@ def test_no_pickle_of_any_bytes_does_harm(data):
         np.zeros((0, 3), np.uint8),
         np.array([True, False]),
         np.array(5),
+        np.arange(3000.0).reshape(3, 1000).T,
+        np.array(["long text" * 200]),
     ],
 )
 def test_arrays_come_as_they_were(array, protocol):
     holder = collections.OrderedDict(value=array, scalar=np.int64(7), rows=range(3))
-    found = safe_pickle.load(io.BytesIO(pickle.dumps(holder, protocol)))
+    found = safe_pickle.loads(pickle.dumps(holder, protocol))
     np.testing.assert_array_equal(found["value"].value, array)
     assert found["value"].value.dtype == array.dtype
     assert found["scalar"] == 7 and list(found["rows"]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_pickle_may_be_larger_than_the_memory(tmp_path, protocol):
+    images = [np.full(10_000, index % 256, np.uint8) for index in range(500)]
+    path = tmp_path / "images.pkl"
+    path.write_bytes(pickle.dumps({"images": images, "whole": np.stack(images)}, protocol))
+    tracemalloc.start()
+    found = safe_pickle.load(str(path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < path.stat().st_size / 10
+    for image, row, expected in zip(found["images"], found["whole"].value, images, strict=True):
+        np.testing.assert_array_equal(image.value, expected)
+        np.testing.assert_array_equal(row, expected)
 
 
 # Ready class folders

@@ -172,10 +172,10 @@ def _of_png_pickles(paths: list[tuple[str, str]]) -> Iterator[Picture]:
             yield Picture(f"{split}/{name}/{row:06d}.png", source)
 
 
-def _png_bytes(row: Any) -> bytes:
+def _png_bytes(row: Any) -> memoryview:
     if isinstance(row, safe_pickle.Array):
         row = row.value
-    return row if isinstance(row, bytes) else np.asarray(row, np.uint8).tobytes()
+    return memoryview(row) if isinstance(row, bytes | memoryview) else np.ascontiguousarray(row, np.uint8).data
 
 
 def _plain(values: Any) -> list:
@@ -188,8 +188,7 @@ def _folder_name(label: Any) -> str:
 
 def _unpickled(path: str) -> Any:
     try:
-        with open(path, "rb") as file:
-            return safe_pickle.load(file)
+        return safe_pickle.load(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the files of train, val and test are needed") from error
     except safe_pickle.Refused as error:

@@ -52,8 +52,7 @@ def _pickled_classes(path: str) -> Iterator[tuple[str, list[np.ndarray]]]:
         UserError: it is damaged, hostile, or holds something else.
     """
     try:
-        with open(path, "rb") as file:
-            values = {text(key): value for key, value in safe_pickle.load(file).items()}
+        values = {text(key): value for key, value in safe_pickle.load(path).items()}
         images = values["image_data"].value
         classes = {text(name): _rows(rows) for name, rows in values["class_dict"].items()}
     except safe_pickle.Refused as error:
