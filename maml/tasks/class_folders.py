@@ -155,14 +155,18 @@ def _shared_files(files: list[tuple[str, str]], data_dir: str) -> list[str]:
 
 
 def _copies(files: list[tuple[str, str]]) -> list[list[str]]:
-    """Groups of (split, path) files with the same bytes in different splits."""
+    """Of each group of files with the same bytes in different splits the first path of each split.
+
+    Args:
+        files: (split, path) of all.
+    """
     for key in (_size, _end, _content):
         groups: dict[object, list[tuple[str, str]]] = {}
         for split, path in files:
             groups.setdefault(key(path), []).append((split, path))
         alike = [group for group in groups.values() if len({split for split, _ in group}) > 1]
         files = [file for group in alike for file in group]
-    return [[path for _, path in group] for group in alike]
+    return [list(dict(reversed(group)).values())[::-1] for group in alike]
 
 
 def _size(path: str) -> int:

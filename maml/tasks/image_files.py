@@ -32,6 +32,7 @@ _MOST_PIXELS = 50_000_000  # a few bytes can claim billions of pixels
 _SMALL_IMAGE = 200 * 200
 _MANY = 5_000  # images that are worth starting processes
 _PIECE = 64  # images a process is given at a time
+_WAITING = 4_096  # images that wait for a thread; each takes more than 1 KB
 
 
 class ImageFile(NamedTuple):
@@ -240,7 +241,8 @@ def _by_cores(
 def _threads(work: Callable, items: Sequence, stack: contextlib.ExitStack) -> Iterator:
     pool = ThreadPoolExecutor(cores())
     stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.map(work, items)
+    for start in range(0, len(items), _WAITING):
+        yield from pool.map(work, items[start : start + _WAITING])
 
 
 def _large(file: ImageFile) -> bool:

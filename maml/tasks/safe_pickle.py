@@ -65,6 +65,8 @@ class Array:
     value: the array, once its state was read.
     """
 
+    __slots__ = ("value",)
+
     def __init__(self, *_: Any):
         self.value = np.empty(0, np.uint8)
 
