@@ -27,6 +27,7 @@ from benchmarks.formulations import BFLOAT16, DEFAULT, FIRST_ORDER, OPTIONS, OUR
 from benchmarks.measure import Spread, by_turns, count, digits, machine, machine_lines, table, write_report
 from benchmarks.settings import ALL, SETTINGS, Setting, random_data
 from benchmarks.worker import Worker
+from maml.config import Config
 from maml.maml import MAML
 from maml.models.official import Network
 from maml.parallel import set_up_threads
@@ -137,6 +138,23 @@ def measure_generator(setting: Setting, repetitions: int) -> dict[str, Any]:
     return {"episodes_per_second": Spread.of(rates)._asdict()}
 
 
+def windowed(setting: Setting) -> Config:
+    """The setting with a summary, a validation and a checkpoint in every window."""
+    window, default = setting.window, setting.config
+    share = min(1.0, window / default.validation_interval)
+    return default.replace(
+        metatrain_iterations=ITERATIONS,
+        summary_interval=min(window, default.summary_interval),
+        save_interval=min(window, default.save_interval),
+        val_interval=min(window, default.validation_interval),
+        val_tasks=max(1, round(share * default.val_tasks)),
+    )
+
+
+class _Enough(Exception):
+    """As many windows as are measured."""
+
+
 def measure_training(setting: Setting) -> dict[str, Any]:
     """Iterations a second of `maml.training.loop`, with summaries, validations and checkpoints, beside the bare step.
 
@@ -145,46 +163,34 @@ def measure_training(setting: Setting) -> dict[str, Any]:
     than the default intervals, there are one summary and one checkpoint in it, which is more often
     than by default, and as many validation tasks an iteration as by default.
     """
-    window, default = setting.window, setting.config
-    share = min(1.0, window / default.validation_interval)
-    config = default.replace(
-        metatrain_iterations=ITERATIONS,
-        summary_interval=min(window, default.summary_interval),
-        save_interval=min(window, default.save_interval),
-        val_interval=min(window, default.validation_interval),
-        val_tasks=max(1, round(share * default.val_tasks)),
-    )
+    window, config = setting.window, windowed(setting)
     data = random_data(config, setting.classes, setting.images, ("train", "val"))
     bare = formulations.build(OURS, config, data)
     begin = 0.0
-    windows: list[float] = []
-    steps: list[float] = []
-
-    class Enough(Exception):
-        """As many windows as are measured."""
+    pairs: list[tuple[float, float]] = []  # seconds of an iteration, and of a bare step
 
     def saved(iteration: int) -> None:
         nonlocal begin
         if iteration % window:
             return
-        windows.append((time.perf_counter() - begin) / window)
+        seconds = (time.perf_counter() - begin) / window
         bare.run(bare.updates)
         start = time.perf_counter()
         for _ in range(BARE_CALLS):
             bare.run(bare.updates)
-        steps.append((time.perf_counter() - start) / (BARE_CALLS * bare.updates))
-        if len(windows) > WINDOWS:
-            raise Enough
+        pairs.append((seconds, (time.perf_counter() - start) / (BARE_CALLS * bare.updates)))
+        if len(pairs) > WINDOWS:
+            raise _Enough
         begin = time.perf_counter()
 
     with (
         tempfile.TemporaryDirectory() as name,
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.suppress(Enough),
+        contextlib.suppress(_Enough),
     ):
         training.train(config, MAML(config), data, Path(name), on_save=saved)
         raise KeyboardInterrupt  # which training hears itself
-    pairs = list(zip(windows, steps, strict=True))[1:]
+    del pairs[0]  # everything was compiled in it
     return {
         "training": {
             "iterations_per_second": 1 / Spread.of([each for each, _ in pairs]).median,
@@ -204,7 +210,23 @@ def spread(row: dict[str, Any], name: str) -> str:
 
 def report(values: dict[str, Any]) -> str:
     """The Markdown of what was measured so far; what was not stays empty."""
-    rows = values["settings"].values()
+    rows = list(values["settings"].values())
+    text = ["# Speed\n", machine_lines(values["machine"]) + "\n", step_table(rows)]
+    text.append(EXPLANATION.format(loop=formulations.UPDATES_IN_A_LOOP, agreement=AGREEMENT))
+    text.append("## Start and memory\n\nThe first meta-update of each process.\n")
+    text.append(start_table(rows))
+    text.append("## Episodes and training\n")
+    text.append(training_table(rows))
+    text.append(
+        "*Training* is `maml.training.loop` with summaries, validations and checkpoints, at least as often as by\n"
+        "default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
+        "of steps in the same process after each window. Without a figure: left out, to keep the run short.\n"
+    )
+    return "\n".join(text)
+
+
+def step_table(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds of a meta-update: a line for each setting, a column for each formulation."""
     measured = {name for row in rows for name in row.get("seconds", {})}
     names = [name for name in (PLAIN, PLAIN_SMALL, WHOLE) if name in measured]
     variants = [name for name in OPTIONS if name in measured - {OURS}]
@@ -222,10 +244,11 @@ def report(values: dict[str, Any]) -> str:
     ]
     titles = [TITLES[name] + ", ms" for name in [*names, OURS, *variants]]
     titles.insert(len(names) + 1, "official / ours")
-    header = ["meta-update", *titles, "lower bound, ms", "ours / lower bound"]
-    text = ["# Speed\n", machine_lines(values["machine"]) + "\n", table(header, steps)]
-    text.append(EXPLANATION.format(loop=formulations.UPDATES_IN_A_LOOP, agreement=AGREEMENT))
-    text.append("## Start and memory\n\nThe first meta-update of each process.\n")
+    return table(["meta-update", *titles, "lower bound, ms", "ours / lower bound"], steps)
+
+
+def start_table(rows: list[dict[str, Any]]) -> str:
+    """Seconds to the first update, and memory: a line for each process."""
     starts = [
         [
             f"{row['title']}: {TITLES[name]}",
@@ -239,8 +262,11 @@ def report(values: dict[str, Any]) -> str:
         for name, probe in row.get("processes", {}).items()
     ]
     header = ["", "first call, s", "process start to first step, s", "peak memory, MiB", "of it the step's", "GPU, MiB"]
-    text.append(table(header, starts))
-    text.append("## Episodes and training\n")
+    return table(header, starts)
+
+
+def training_table(rows: list[dict[str, Any]]) -> str:
+    """Rates of the generator and of whole trainings: a line for each setting."""
     rates = [
         [
             row["title"],
@@ -253,13 +279,7 @@ def report(values: dict[str, Any]) -> str:
         for row in rows
     ]
     header = ["", "episodes/s, generator alone", "bare steps/s", "training, iterations/s", "share of the bare rate"]
-    text.append(table([*header, "over iterations"], rates))
-    text.append(
-        "*Training* is `maml.training.loop` with summaries, validations and checkpoints, at least as often as by\n"
-        "default, and with its episodes sampled; only the ten pictures of a run are not in it. The bare rate is that\n"
-        "of steps in the same process after each window. Without a figure: left out, to keep the run short.\n"
-    )
-    return "\n".join(text)
+    return table([*header, "over iterations"], rates)
 
 
 def summary(part: dict[str, Any]) -> str:

@@ -101,6 +101,23 @@ def tensors(folder: Path, stem: str, iteration: int | str = "*") -> dict[str, np
     return {f"{stem}/{name}": reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
+def kill_one(
+    source: str, folder: Path, flags: tuple[str, ...], rng: random.Random, goals: tuple[float, float], pause: float
+) -> None:
+    """Trains, and kills that while it starts, or at most `pause` seconds behind a checkpoint between two goals."""
+    process = start(source, folder, flags)
+    if rng.random() < 0.2:
+        time.sleep(rng.uniform(0, START_SECONDS))
+    else:
+        goal = rng.uniform(*goals)
+        while newest(folder) < goal and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, pause))
+    assert process.poll() is None, "the training ended before it was killed: " + (folder / "err").read_text()
+    process.kill()
+    process.wait()
+
+
 def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tuple[str, ...] = ()) -> Outcome:
     """Trains once without and once with kills; AssertionError if anything differs."""
     write_data(source, folder / "data")
@@ -125,17 +142,7 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
 
     for number in range(kills):
         before = newest(killed)
-        process = start(source, killed, flags)
-        if rng.random() < 0.2:  # while it starts
-            time.sleep(rng.uniform(0, START_SECONDS))
-        else:
-            goal = rng.uniform(before, total * (number + 1) / (kills + 1))
-            while newest(killed) < goal and process.poll() is None:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.02 * training_seconds))
-        assert process.poll() is None, "the training ended before it was killed: " + (killed / "err").read_text()
-        process.kill()
-        process.wait()
+        kill_one(source, killed, flags, rng, (before, total * (number + 1) / (kills + 1)), 0.02 * training_seconds)
         take(before)
         moments.append(newest(killed))
     last = start(source, killed, flags)

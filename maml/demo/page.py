@@ -100,18 +100,23 @@ def _draw_tab(gr: Any, learner: Learner) -> None:
         image = character_of(sent)
         if image is None or not known:
             return "<p>Add symbols, and draw one of them again.</p>"
-        numbers = sorted({number for number, _ in known})
-        images = np.stack([each for _, each in known])[..., None]
-        labels = [numbers.index(number) for number, _ in known]
-        try:
-            found = probabilities(learner, images, labels, image[..., None], STEPS)
-        except UserError as error:
-            return f"<p>{html.escape(str(error))}</p>"
-        return table_of(found, [f"symbol {number + 1}" for number in numbers])
+        return _recognised(learner, known, image)
 
     add.click(added, [examples, *drawn], [examples, seen]).then(None, js=WIPE_ALL)
     clear.click(lambda: ([], "", ""), None, [examples, seen, table]).then(None, js=WIPE_ALL)
     query.change(classified, [examples, query], table, show_progress="hidden")
+
+
+def _recognised(learner: Learner, known: list, image: np.ndarray) -> str:
+    """What a drawing [28, 28] is taken for, in the page; `known` holds the examples' (number, drawing)."""
+    numbers = sorted({number for number, _ in known})
+    images = np.stack([each for _, each in known])[..., None]
+    labels = [numbers.index(number) for number, _ in known]
+    try:
+        found = probabilities(learner, images, labels, image[..., None], STEPS)
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    return table_of(found, [f"symbol {number + 1}" for number in numbers])
 
 
 def _seen(known: list) -> str:

@@ -29,6 +29,36 @@ CASES = {  # whether the data set's name holds "imagenet", channels, and the epo
 }
 
 
+SETTINGS = {
+    "batch_size": TASKS,
+    "use_cuda": False,
+    "seed": 0,
+    "num_classes_per_set": CLASSES,
+    "task_learning_rate": 0.1,
+    "init_inner_loop_learning_rate": 0.1,
+    "number_of_training_steps_per_iter": STEPS,
+    "number_of_evaluation_steps_per_iter": STEPS,
+    "learnable_per_layer_per_step_inner_loop_learning_rate": True,
+    "enable_inner_loop_optimizable_bn_params": False,
+    "meta_learning_rate": 0.001,
+    "min_learning_rate": 1e-5,
+    "total_epochs": 8,
+    "multi_step_loss_num_epochs": EPOCHS,
+    "use_multi_step_loss_optimization": True,
+    "second_order": True,
+    "first_order_to_second_order_epoch": FIRST_ORDER_UNTIL,
+    "norm_layer": "batch_norm",
+    "max_pooling": True,
+    "per_step_bn_statistics": True,
+    "cnn_num_filters": FILTERS,
+    "num_stages": 4,
+    "cnn_blocks_per_stage": 1,
+    "conv_padding": 1,
+    "learnable_bn_gamma": True,
+    "learnable_bn_beta": True,
+}
+
+
 def official(folder: str, name: str, channels: int):
     """The official learner, with nothing left at its first values."""
     sys.path.insert(0, folder)
@@ -37,35 +67,7 @@ def official(folder: str, name: str, channels: int):
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
     from few_shot_learning_system import MAMLFewShotClassifier
 
-    settings = SimpleNamespace(
-        batch_size=TASKS,
-        use_cuda=False,
-        seed=0,
-        num_classes_per_set=CLASSES,
-        task_learning_rate=0.1,
-        init_inner_loop_learning_rate=0.1,
-        number_of_training_steps_per_iter=STEPS,
-        number_of_evaluation_steps_per_iter=STEPS,
-        learnable_per_layer_per_step_inner_loop_learning_rate=True,
-        enable_inner_loop_optimizable_bn_params=False,
-        meta_learning_rate=0.001,
-        min_learning_rate=1e-5,
-        total_epochs=8,
-        multi_step_loss_num_epochs=EPOCHS,
-        use_multi_step_loss_optimization=True,
-        second_order=True,
-        first_order_to_second_order_epoch=FIRST_ORDER_UNTIL,
-        norm_layer="batch_norm",
-        max_pooling=True,
-        per_step_bn_statistics=True,
-        cnn_num_filters=FILTERS,
-        num_stages=4,
-        cnn_blocks_per_stage=1,
-        dataset_name=name,
-        conv_padding=1,
-        learnable_bn_gamma=True,
-        learnable_bn_beta=True,
-    )
+    settings = SimpleNamespace(dataset_name=name, **SETTINGS)
     with contextlib.redirect_stdout(io.StringIO()):
         learner = MAMLFewShotClassifier((TASKS, channels, SIZE, SIZE), torch.device("cpu"), settings).double()
     generator = torch.Generator().manual_seed(1)
