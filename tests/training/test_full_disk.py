@@ -161,7 +161,7 @@ def test_a_training_whose_checkpoint_meets_the_limit_of_file_sizes(tmp_path, mon
     flags = ("--norm=None", "--metatrain_iterations=100", "--val_tasks=0", "--save_interval=50", "--log=False")
     flags += ("--test_num_updates=1",)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))
     try:
         assert run_here(*flags) == 1
     finally:
