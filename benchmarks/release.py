@@ -56,9 +56,7 @@ def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
     target.mkdir(parents=True)
     iteration = chosen.iteration
     checkpoints.save_weights(target / f"model{iteration}", model, state.weights)
-    record = read_json(run / RUN_FILE)
-    record["config"] |= {"data_dir": "", "logdir": ""}
-    write_json(target / RUN_FILE, record)
+    write_json(target / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
     test = [sys.executable, "main.py", "--train=False", "--test_set=True", f"--logdir={target}"]
     done = subprocess.run(test + ([f"--data_dir={data_dir}"] if data_dir else []), cwd=ROOT)
     if done.returncode:
@@ -66,8 +64,7 @@ def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
     for path in [*target.glob("test_*.pkl"), *target.glob("test_*.csv")]:
         path.unlink()
     [tested] = target.glob("test_*.json")
-    results = read_json(tested)
-    results["config"] |= {"data_dir": "", "logdir": ""}
+    results = without_paths(read_json(tested))
     write_json(tested, results)
     write_text(target / "README.md", readme(name, config, iteration, results, note))
     return within_limit(target)
@@ -90,10 +87,13 @@ def hand_over(run: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     checkpoints.write(target / chosen.prefix.name, tensors | means)
-    record = read_json(run / RUN_FILE)
-    record["config"] |= {"data_dir": "", "logdir": ""}
-    write_json(target / RUN_FILE, record)
+    write_json(target / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
     return within_limit(target)
+
+
+def without_paths(record: dict) -> dict:
+    """A run's or a test's record without the folders of this machine."""
+    return record | {"config": record["config"] | {"data_dir": "", "logdir": ""}}
 
 
 def within_limit(folder: Path) -> Path:
