@@ -8,10 +8,12 @@ done keeps Adam's state, and goes on from its folder, `pretrained/unfinished/<ex
 """
 
 import argparse
+import contextlib
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
@@ -52,22 +54,21 @@ def release(run: Path, name: str, note: str, data_dir: str, which: str) -> Path:
     model = algorithms.build(config)
     chosen = checkpoints.choose(run, which, -1)
     state, _ = checkpoints.restore(chosen, model)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     iteration = chosen.iteration
-    checkpoints.save_weights(target / f"model{iteration}", model, state.weights)
-    write_json(target / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
-    test = [sys.executable, "main.py", "--train=False", "--test_set=True", f"--logdir={target}"]
-    done = subprocess.run(test + ([f"--data_dir={data_dir}"] if data_dir else []), cwd=ROOT)
-    if done.returncode:
-        raise UserError(f"{target}: its test failed")
-    for path in [*target.glob("test_*.pkl"), *target.glob("test_*.csv")]:
-        path.unlink()
-    [tested] = target.glob("test_*.json")
-    results = without_paths(read_json(tested))
-    write_json(tested, results)
-    write_text(target / "README.md", readme(name, config, iteration, results, note))
-    return within_limit(target)
+    with in_place_of(target) as new:
+        checkpoints.save_weights(new / f"model{iteration}", model, state.weights)
+        write_json(new / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
+        test = [sys.executable, "main.py", "--train=False", "--test_set=True", f"--logdir={new}"]
+        done = subprocess.run(test + ([f"--data_dir={data_dir}"] if data_dir else []), cwd=ROOT)
+        if done.returncode:
+            raise UserError(f"{run}: its test failed")
+        for path in [*new.glob("test_*.pkl"), *new.glob("test_*.csv")]:
+            path.unlink()
+        [tested] = new.glob("test_*.json")
+        results = without_paths(read_json(tested))
+        write_json(tested, results)
+        write_text(new / "README.md", readme(name, config, iteration, results, note))
+    return target
 
 
 def hand_over(run: Path) -> Path:
@@ -84,11 +85,10 @@ def hand_over(run: Path) -> Path:
     tensors = {name: tf.constant(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
     means = {name: tf.cast(tensor, tf.bfloat16) for name, tensor in tensors.items() if re.search("/[mv]/", name)}
     target = UNFINISHED / run.name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    checkpoints.write(target / chosen.prefix.name, tensors | means)
-    write_json(target / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
-    return within_limit(target)
+    with in_place_of(target) as new:
+        checkpoints.write(new / chosen.prefix.name, tensors | means)
+        write_json(new / RUN_FILE, without_paths(read_json(run / RUN_FILE)))
+    return target
 
 
 def without_paths(record: dict) -> dict:
@@ -96,15 +96,23 @@ def without_paths(record: dict) -> dict:
     return record | {"config": record["config"] | {"data_dir": "", "logdir": ""}}
 
 
-def within_limit(folder: Path) -> Path:
-    """The folder, if it may be kept in the repository.
+@contextlib.contextmanager
+def in_place_of(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `target` when the block ends well.
 
     Raises:
-        UserError: it is too large.
+        UserError: what was written is too large for the repository; the old folder, if there is one, stays.
     """
-    if (size := sum(path.stat().st_size for path in folder.iterdir())) > LARGEST:
-        raise UserError(f"{folder}: has {size} bytes, more than {LARGEST}")
-    return folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new", dir=target.parent) as temporary:
+        new = Path(temporary) / target.name
+        new.mkdir()
+        yield new
+        if (size := sum(path.stat().st_size for path in new.iterdir())) > LARGEST:
+            raise UserError(f"{target}: would have {size} bytes, more than {LARGEST}")
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        new.rename(target)
 
 
 def readme(name: str, config: Config, iteration: int, results: dict, note: str) -> str:

@@ -47,6 +47,18 @@ def checkpoint_size(folder) -> int:
     return sum(path.stat().st_size for path in folder.glob("model20.*"))
 
 
+def test_what_was_kept_stays_where_the_new_is_too_large(tmp_path, monkeypatch, capsys, interpreted):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(release, "UNFINISHED", tmp_path / "kept")
+    for iterations in (10, 20):
+        assert run_here(*FLAGS, f"--metatrain_iterations={iterations}", "--logdir=run") == 0
+        assert release.main(["run", "--unfinished"]) == (0 if iterations == 10 else 1)
+        monkeypatch.setattr(release, "LARGEST", 1000)
+    assert capsys.readouterr().err.startswith("release: ")
+    [kept] = (tmp_path / "kept").iterdir()
+    assert checkpoints.choose(kept, "latest", -1).iteration == 10
+
+
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert release.main(["nothing", "--unfinished"]) == 1
