@@ -111,7 +111,7 @@ def report(values: dict[str, Any]) -> str:
     rows = values["settings"].values()
     steps = [[row["title"], *(cell(row, name) for name in TITLES)] for row in rows]
     versions = ", ".join(f"{package} {version}" for package, version in values["versions"].items())
-    text = ["# Beside JAX and PyTorch\n", f"{machine_lines(values['machine'])} {versions}\n"]
+    text = ["# Compared with JAX and PyTorch\n", f"{machine_lines(values['machine'])} {versions}\n"]
     text.append(table(["meta-update, ms", *TITLES.values()], steps))
     threads = f"OMP_NUM_THREADS, which PyTorch follows: {values['omp_num_threads'] or 'not set'}"
     text.append(EXPLANATION.format(agreement=AGREEMENT, loop=UPDATES_IN_A_LOOP, threads=threads))

@@ -124,14 +124,15 @@ def readme(name: str, config: Config, iteration: int, results: dict, note: str) 
     ]
     test = f"python main.py --train=False --test_set=True --logdir=pretrained/{name}"
     licence = IMAGENET if config.datasource == "miniimagenet" else OWN
-    of = f"of the {config.total_iterations:,} iterations of its command" if iteration != config.total_iterations else ""
+    whole = iteration == config.total_iterations
+    count = f"{iteration:,} iterations" if whole else f"{iteration:,} of its {config.total_iterations:,} iterations"
     return "\n".join(
         [
             f"# {name}",
             "",
             f'`maml.load("pretrained/{name}")`, or `{test}`.',
             "",
-            f"Trained by `{command_of(config)}`; {iteration:,} iterations {of}.".replace(" .", "."),
+            f"Trained by `{command_of(config)}`, {count}.",
             note,
             "",
             f"{results['tasks']} {results['split']} tasks, seed {results['seed']}: {results['measure']}, ± 95 %.",

@@ -1,9 +1,9 @@
 """Meta-trains and meta-tests MAML, and other algorithms, on sinusoid regression, Omniglot and miniImageNet.
 
   python main.py                                  trains (sinusoid unless --datasource says otherwise)
-  python main.py --train=False --test_set=True    tests the run last trained
+  python main.py --train=False --test_set=True    tests the latest run
   python main.py --predict --support=DIR --query=DIR
-                                                  classifies images with the run last trained
+                                                  classifies images with the latest run
   python main.py --demo                           shows a page to draw on (pip install -r requirements-demo.txt)
   python main.py --check_gradients                proves the meta-gradient of the model that the flags describe
 

@@ -132,7 +132,7 @@ def run_folders(root: Path) -> list[Path]:
 def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     """The run that a test with these given flags means, and the test's setting.
 
-    It is the run last trained under --logdir (default logs) that agrees with the given flags
+    It is the latest run under --logdir (default logs) that agrees with the given flags
     on which a run's weights depend; every given flag overrides the run's own. If no run has the given
     shots, inner rate, queries or seed, they are the test's. Without any such run, the folder that the official code
     would name, for checkpoints written by it.
