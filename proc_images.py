@@ -4,7 +4,7 @@
     python proc_images.py --source ~/Downloads/CUB_200_2011 --output data/cub
     python proc_images.py --make_splits --source photos --output data/photos --splits 0.6,0.2,0.2
 
-The first two recognise the form of what they are given (see data/README.md), check that it is the
+The first two recognize the form of what they are given (see data/README.md), check that it is the
 whole data set, and write train/, val/ and test/ with a folder of images a class.
 The third divides the classes of a folder among the three splits. Interrupted, each goes on
 where it stopped when it is run again. The originals are never touched.
@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     own_data.add_argument("--seed", type=int, default=1, help="of the division")
     own_data.add_argument("--image_size", type=int, default=SIZE, help="height and width in pixels")
-    own_data.add_argument("--channels", type=int, default=3, choices=sorted(MODES), help="1: grey, 3: colour")
+    own_data.add_argument("--channels", type=int, default=3, choices=sorted(MODES), help="1: gray, 3: color")
     return parser.parse_args(arguments)
 
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare_known(args: argparse.Namespace) -> None:
-    """Writes a data set that is recognised, or says that it is ready."""
+    """Writes a data set that is recognized, or says that it is ready."""
     found = known.find(args.source)
     if found is None:
         return prepare_miniimagenet(args)

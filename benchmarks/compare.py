@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import BLUE, GREEN, GREY, ORANGE, ROOT, run_main, save, subplots
+from benchmarks.figures import BLUE, GRAY, GREEN, ORANGE, ROOT, run_main, save, subplots
 from benchmarks.measure import count, machine, machine_lines, table, write_report
 from maml import algorithms
 from maml.errors import UserError
@@ -46,7 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "prototypical networks": {"algorithm": "protonet", "val_interval": 25},
     "matching networks, l2": {"algorithm": "matching", "distance": "l2", "val_interval": 25},
     "matching networks, cosine": {"algorithm": "matching", "distance": "cosine", "val_interval": 25},
-    "matching networks, cosine, learnt scale": {
+    "matching networks, cosine, learned scale": {
         **{"algorithm": "matching", "distance": "cosine", "attention_scale": 0.0, "val_interval": 25}
     },
 }
@@ -72,7 +72,7 @@ PUBLISHED = {
 }
 PURPLE, BLACK, SKY = "#CC79A7", "#000000", "#56B4E9"
 BROWN, YELLOW, RED = "#8C564B", "#F0E442", "#D62728"
-COLOURS = [BLUE, SKY, BROWN, YELLOW, RED, ORANGE, GREEN, GREY, PURPLE, BLACK]
+COLORS = [BLUE, SKY, BROWN, YELLOW, RED, ORANGE, GREEN, GRAY, PURPLE, BLACK]
 
 
 def train_for(seconds: float, flags: dict[str, Any]) -> tuple[float, float]:
@@ -168,14 +168,14 @@ def draw(rows: dict[str, dict[str, Any]], path: Path, classes: int) -> None:
     panels[0].set(title=f"Omniglot, {classes}-way 1-shot", ylabel="accuracy on 100 validation tasks, %")
     if both:
         panels[1].set(title="Matching networks: the scale of the attention")
-    colours = dict(zip(RUNS, COLOURS, strict=False))
+    colors = dict(zip(RUNS, COLORS, strict=False))
     for name, row in rows.items():
         shown = panels[1:] if "cosine" in name else panels if name.startswith("matching") else panels[:1]
         for panel in shown:
             panel.plot(
                 [seconds for seconds, _ in row["curve"]],
                 [100 * accuracy for _, accuracy in row["curve"]],
-                color=colours[name],
+                color=colors[name],
                 marker="o",
                 markersize=3,
                 label=name,

@@ -37,8 +37,8 @@ FIGURES = ROOT / "docs" / "figures"
 AMPLITUDE, PHASE, POINTS_SEED = 4.0, 1.0, 0
 STEPS = 10
 
-# Okabe and Ito's colours, which every kind of colour vision tells apart; markers differ besides.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+# Okabe and Ito's colors, which every kind of color vision tells apart; markers differ besides.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"
 PALE = "#A8C8DC"
 LOOKS = {"MAML": (BLUE, "o"), "pretrained": (ORANGE, "s"), "oracle": (GREEN, "^")}
 
@@ -131,7 +131,7 @@ def draw_curves(predictions: dict[str, list[np.ndarray]], support: np.ndarray, g
     """A panel a method: the true function, the support points, the prediction before and after 1 and 10 steps."""
     figure, panels = subplots(1, len(predictions), (11, 3.9), sharey=True)
     lines = {
-        "before": (0, {"color": GREY, "linestyle": ":"}),
+        "before": (0, {"color": GRAY, "linestyle": ":"}),
         "after 1 step": (1, {"color": ORANGE, "linestyle": "--"}),
         f"after {STEPS} steps": (STEPS, {"color": BLUE}),
     }
@@ -166,8 +166,8 @@ def draw_omniglot(result: dict[str, Any], train: dict[int, float], val: dict[int
     figure, (left, right) = subplots(1, 2, (10, 3.8))
     mean, ci95 = (100 * np.array(result[name]) for name in ("mean", "ci95"))
     left.errorbar(range(len(mean)), mean, ci95, color=BLUE, marker="o", markersize=5, capsize=3)
-    left.axhline(100 / result["config"]["num_classes"], color=GREY, linestyle=":")
-    left.text(len(mean) - 1, 100 / result["config"]["num_classes"] + 2, "chance", color=GREY, ha="right")
+    left.axhline(100 / result["config"]["num_classes"], color=GRAY, linestyle=":")
+    left.text(len(mean) - 1, 100 / result["config"]["num_classes"] + 2, "chance", color=GRAY, ha="right")
     for step, side in ((1, "left"), (len(mean) - 1, "right")):
         left.text(step, mean[step] - 8, f"{mean[step]:.1f} ± {ci95[step]:.1f}", ha=side)
     left.set(xlabel="gradient steps (0: support set, before)", ylabel="accuracy, %", xticks=range(len(mean)))
@@ -195,7 +195,7 @@ def draw_family(members: dict[str, Any], path: Path) -> None:
     boxes = {"adapted to the task": ORANGE, "as meta-learned": PALE, "learned batch-norm of the step": GREEN}
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=label) for label, colour in boxes.items()]
+    handles = [Patch(color=color, label=label) for label, color in boxes.items()]
     handles.append(Patch(color="none", label="L: a query loss that counts"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
@@ -215,8 +215,8 @@ def draw_member(panel: Any, member: Any) -> None:
     rate = {"none": "α", "weight": "learned\nα per\nweight", "step": "α{}"}[config.learn_rates]
     for step in range(steps + 1):
         for layer in range(1, layers + 1):
-            colour = ORANGE if step and layer in adapted else PALE
-            panel.add_patch(Rectangle((2 * step, layers - layer), 1, 0.9, facecolor=colour))
+            color = ORANGE if step and layer in adapted else PALE
+            panel.add_patch(Rectangle((2 * step, layers - layer), 1, 0.9, facecolor=color))
             if config.per_step_bn and layer < layers:
                 panel.add_patch(Rectangle((2 * step + 0.8, layers - layer), 0.2, 0.9, color=GREEN))
         if step < steps:

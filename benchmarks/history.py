@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.figures import BLUE, GREY, ORANGE, save, subplots
+from benchmarks.figures import BLUE, GRAY, ORANGE, save, subplots
 from benchmarks.measure import count
 from maml import algorithms
 from maml.config import Config
@@ -107,7 +107,7 @@ def draw(points: list[Point], update_ms: tuple[float, float], level: Point | Non
     panel.plot(official, accuracy, label="the same iterations at the official structure's rate", **look)
     panel.errorbar(ours, accuracy, ci95, color=BLUE, marker="o", markersize=4, capsize=2, linewidth=1.2, label="ours")
     if level:
-        panel.axhline(level.accuracy, color=GREY, linestyle=":", label="the checkpoint that the authors released")
+        panel.axhline(level.accuracy, color=GRAY, linestyle=":", label="the checkpoint that the authors released")
     shots = config.update_batch_size
     panel.set(xlabel="hours of training", ylabel="accuracy on validation classes, %", xlim=(0, None))
     panel.set_title(f"{config.datasource}, {config.num_classes}-way {shots}-shot, {points[-1].iteration:,} iterations")

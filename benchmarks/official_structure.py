@@ -8,7 +8,7 @@ What is computed: the support loss and its gradient at each of the K inner steps
 after the last one, and the meta-gradient of that. The official graph computes more in every
 meta-update, namely the query losses after every step of max(num_updates, test_num_updates);
 `every_step` adds them (their gradient is not taken there either). Timings leave them out, which
-favours this structure.
+favors this structure.
 
 Source: the official `maml.py` (`construct_model`, `task_metalearn`, `forward_*`) and `utils.py`
 (`conv_block`, `normalize`). No code of `maml.kernels.ops` or of the forward passes of `maml.models.official`.

@@ -32,7 +32,7 @@ LARGEST = 2**20  # bytes of a released run
 IMAGENET = (
     "Trained on images of ImageNet, whose terms allow research and teaching only: the same holds for these weights."
 )
-OWN = "The weights are under the project's licence (LICENSE)."
+OWN = "The weights are under the project's license (LICENSE)."
 
 
 def command_of(config: Config) -> str:
@@ -123,7 +123,7 @@ def readme(name: str, config: Config, iteration: int, results: dict, note: str) 
         for label, mean, ci in zip(results["columns"], results["mean"], results["ci95"], strict=True)
     ]
     test = f"python main.py --train=False --test_set=True --logdir=pretrained/{name}"
-    licence = IMAGENET if config.datasource == "miniimagenet" else OWN
+    license = IMAGENET if config.datasource == "miniimagenet" else OWN
     whole = iteration == config.total_iterations
     count = f"{iteration:,} iterations" if whole else f"{iteration:,} of its {config.total_iterations:,} iterations"
     return "\n".join(
@@ -141,7 +141,7 @@ def readme(name: str, config: Config, iteration: int, results: dict, note: str) 
             "|---|---|",
             *rows,
             "",
-            licence,
+            license,
             "",
         ]
     )

@@ -261,7 +261,14 @@ def start_table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         for name, probe in row.get("processes", {}).items()
     ]
-    header = ["", "first call, s", "process start to first step, s", "peak memory, MiB", "of which for the step", "GPU, MiB"]
+    header = [
+        "",
+        "first call, s",
+        "process start to first step, s",
+        "peak memory, MiB",
+        "of which for the step",
+        "GPU, MiB",
+    ]
     return table(header, starts)
 
 

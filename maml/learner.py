@@ -1,4 +1,4 @@
-"""What a run has learned, put to use: adapt to a few labelled examples, then predict.
+"""What a run has learned, put to use: adapt to a few labeled examples, then predict.
 
     learner = maml.load("logs/omniglot5way")
     adapted = learner.adapt(support_images, ["dog", "cat", "cow", "hen", "pig"])

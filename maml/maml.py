@@ -4,7 +4,7 @@
     θ ← θ − β ∇_θ Σ_tasks L(θ'; query set)      the meta-update, by Adam
 
 Finn, Abbeel & Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*, ICML 2017,
-Algorithm 2; behaviour of the official `maml.py`. All of this is about one task; `parallel` goes over a batch of them.
+Algorithm 2; behavior of the official `maml.py`. All of this is about one task; `parallel` goes over a batch of them.
 """
 
 from typing import Any, NamedTuple

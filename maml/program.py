@@ -428,7 +428,7 @@ FIRST = (
 
 def help_lines(full: bool) -> list[str]:
     """What --help prints: examples, and the flags that are needed first; with --helpfull all, by what they are for."""
-    groups = {title: names_of(kind) for kind, title in GROUPS.items()} if full else {"What is needed first": FIRST}
+    groups = {title: names_of(kind) for kind, title in GROUPS.items()} if full else {"The most important flags": FIRST}
     lines = [*__doc__.splitlines()]
     for title, names in groups.items():
         lines += ["", f"{title}:"]
@@ -437,7 +437,7 @@ def help_lines(full: bool) -> list[str]:
             choices = "|".join(field.metadata["choices"])
             lines.append(f"  --{name}={choices or field.default!r}")
             lines += textwrap.wrap(field.metadata["help"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return lines if full else [*lines, "", "--helpfull lists all flags, --version says what computes here."]
+    return lines if full else [*lines, "", "--helpfull lists all flags, --version shows versions and devices."]
 
 
 def version_lines() -> list[str]:

@@ -1,4 +1,4 @@
-"""Colour and tables on a terminal; the same words without them in a file, a pipe, or where NO_COLOR is set."""
+"""Color and tables on a terminal; the same words without them in a file, a pipe, or where NO_COLOR is set."""
 
 import os
 from collections.abc import Collection, Sequence

@@ -24,7 +24,7 @@ def write_class_folders(
 ) -> None:
     """Writes `root/<split>/<class>/<image>`, classes easy to tell apart.
 
-    A class has its own coarse pattern of colours; its images differ by noise.
+    A class has its own coarse pattern of colors; its images differ by noise.
 
     Args:
         root: the data folder.

@@ -160,7 +160,7 @@ class GradientBased(Adapting):
 
     @abc.abstractmethod
     def meta_loss(self, weights: Weights, task: Episodes, epoch: int | tf.Tensor = 0) -> tf.Tensor:
-        """What meta-training minimises, of one task, []."""
+        """What meta-training minimizes, of one task, []."""
 
     def meta_gradient(self, weights: Weights, episodes: Episodes, epoch: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The tasks' mean meta-loss in an epoch of meta-training, and its gradient by everything that is learned."""

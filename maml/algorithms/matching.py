@@ -6,7 +6,7 @@ NIPS 2016.
 The paper's attention is a softmax of plain cosines. These lie in [−1, 1], so that of N classes
 with an example each the right one cannot have more than e / (e + (N − 1)/e) of it: 0.65 for N = 5.
 The loss then cannot fall below 0.43, and pushes embeddings apart that are right already; it learns
-slowly. `--attention_scale` multiplies the cosine by a fixed or a learnt number. `--distance=l2`
+slowly. `--attention_scale` multiplies the cosine by a fixed or a learned number. `--distance=l2`
 needs none, since an embedding can grow.
 
 Batch-norm takes its statistics from support and query set together, see `maml/metric.py`.

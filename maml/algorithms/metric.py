@@ -21,7 +21,7 @@ from maml.models.official import Network
 from maml.models.protocol import Weights
 from maml.parallel import map_tasks, mean_gradient
 
-LEARNT_SCALE = 10.0  # where a learnt scale starts
+LEARNED_SCALE = 10.0  # where a learned scale starts
 LOG_SCALE = "likeness/log_scale"  # the name in checkpoints since the first of them
 TINY = 1e-12
 
@@ -42,10 +42,10 @@ class MetricLearner(Algorithm):
         self.model: Network = model or Network.from_config(config)
 
     def construct_weights(self, seed: int) -> Weights:
-        """Fresh weights: the embedding's and, if it is learnt, the logarithm of the similarity's scale."""
+        """Fresh weights: the embedding's and, if it is learned, the logarithm of the similarity's scale."""
         weights = {name: weight for name, weight in self.model.init(seed).items() if name not in self.model.head}
         if self.config.attention_scale == 0:
-            weights[LOG_SCALE] = tf.constant(math.log(LEARNT_SCALE), self.config.dtype)
+            weights[LOG_SCALE] = tf.constant(math.log(LEARNED_SCALE), self.config.dtype)
         return weights
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from maml.maml import MAML
 from maml.models.official import Network
 from maml.models.protocol import Weights
 
-Labelled = tuple[Weights, tf.Tensor, tf.Tensor]  # the weights, and a support set's features and labels
+Labeled = tuple[Weights, tf.Tensor, tf.Tensor]  # the weights, and a support set's features and labels
 
 
 class NIL(MAML):
@@ -23,12 +23,12 @@ class NIL(MAML):
 
     def adapt(  # type: ignore[override]
         self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int
-    ) -> Labelled:
+    ) -> Labeled:
         """The support set's features, and what `predict` needs besides. Of weights for each step, the last ones."""
         here = self.of_step(weights, self.config.num_updates - 1)
         return here, self._network.features(here, inputa), labela
 
-    def predict(self, adapted: Labelled, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:  # type: ignore[override]
+    def predict(self, adapted: Labeled, inputa: tf.Tensor, inputb: tf.Tensor) -> tf.Tensor:  # type: ignore[override]
         """Logarithms of each class's share of the attention, [N·Q, N]."""
         weights, support, labels = adapted
         query = query_features(self.config, self._network.features, weights, inputa, inputb)

@@ -1,4 +1,4 @@
-"""Reptile: adapt to tasks by plain minibatch training, and move the initialisation towards where that led.
+"""Reptile: adapt to tasks by plain minibatch training, and move the initialization toward where that led.
 
 Nichol, Achiam & Schulman, *On First-Order Meta-Learning Algorithms*, 2018 (arXiv 1803.02999), in its
 batched form, and the code of its authors (openai/supervised-reptile):
@@ -16,7 +16,7 @@ What a reader might not expect, all of it as in that code:
   over the classes.
 - A task's images are shuffled and gone through again and again; a minibatch may end one round and
   begin the next.
-- Every weight is adapted and moved, the shifts of the normalisation, too.
+- Every weight is adapted and moved, the shifts of the normalization, too.
 
 The network is MAML's, but for Omniglot, too, the head reads the flattened last map, as in the
 paper. The paper's batch-norm has a scale besides, which is left out here: a ReLU and a linear map

@@ -94,7 +94,7 @@ def _check_network(config: "Config") -> None:
     if config.bfloat16 and not (config.convolutional and config.dtype == "float32"):
         raise UserError("--bfloat16 is for convolutional networks in float32 only")
     if config.channels not in (UNSET, 1, 3):
-        raise UserError(f"--channels={config.channels}: must be 1 (grey) or 3 (colour)")
+        raise UserError(f"--channels={config.channels}: must be 1 (gray) or 3 (color)")
     smallest = SMALLEST_POOLED if config.convolutional and config.max_pool else 1
     if config.classification and config.datasource != "own" and not smallest <= config.image_shape[0] <= 1024:
         raise UserError(f"--image_size={config.image_size}: must be between {smallest} and 1024 for this network")

@@ -47,9 +47,9 @@ def exp_string(config: "Config") -> str:
 def _unnamed(config: "Config") -> dict[str, Any]:
     """Flags of the identity that the official name does not hold, where they are not at their default."""
     default = defaults_of(config.algorithm, config.datasource)
-    labelled = {name for name in config.identity if Flags.__dataclass_fields__[name].metadata["label"]}
+    labeled = {name for name in config.identity if Flags.__dataclass_fields__[name].metadata["label"]}
     return {
         name: value
         for name, value in config.identity.items()
-        if name not in labelled.union(OFFICIALLY_NAMED) and value != default.get(name, getattr(Flags, name))
+        if name not in labeled.union(OFFICIALLY_NAMED) and value != default.get(name, getattr(Flags, name))
     }

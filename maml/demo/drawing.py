@@ -13,7 +13,7 @@ SIZE = 28
 
 
 def as_character(picture: np.ndarray | Image.Image) -> np.ndarray:
-    """A drawing as the network sees one: cropped to its ink, scaled, centred, its lines as thick as Omniglot's.
+    """A drawing as the network sees one: cropped to its ink, scaled, centered, its lines as thick as Omniglot's.
 
     Args:
         picture: of any size, dark on bright or on nothing (transparent).
@@ -36,7 +36,7 @@ def as_character(picture: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def _line_of(ink: Image.Image, longest: float) -> np.ndarray:
-    """The middle line of a drawing whose longer side is brought to `longest`, centred: bool [CANVAS, CANVAS]."""
+    """The middle line of a drawing whose longer side is brought to `longest`, centered: bool [CANVAS, CANVAS]."""
     scale = longest / max(ink.size)
     size = [max(1, round(side * scale)) for side in ink.size]
     scaled = ink.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
@@ -50,8 +50,8 @@ def _ink(picture: np.ndarray | Image.Image) -> Image.Image:
     """Ink as 255, paper as 0, of a picture in any mode; what is transparent is paper."""
     image = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    grey = Image.alpha_composite(white, image).convert("L")
-    inverted = np.asarray(grey, np.float32)
+    gray = Image.alpha_composite(white, image).convert("L")
+    inverted = np.asarray(gray, np.float32)
     if inverted.mean() < 128:  # bright on dark
         inverted = 255 - inverted
     return Image.fromarray(((255 - inverted) > 96).astype(np.uint8) * 255)

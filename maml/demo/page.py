@@ -100,14 +100,14 @@ def _draw_tab(gr: Any, learner: Learner) -> None:
         image = character_of(sent)
         if image is None or not known:
             return "<p>Add symbols, and draw one of them again.</p>"
-        return _recognised(learner, known, image)
+        return _recognized(learner, known, image)
 
     add.click(added, [examples, *drawn], [examples, seen]).then(None, js=WIPE_ALL)
     clear.click(lambda: ([], "", ""), None, [examples, seen, table]).then(None, js=WIPE_ALL)
     query.change(classified, [examples, query], table, show_progress="hidden")
 
 
-def _recognised(learner: Learner, known: list, image: np.ndarray) -> str:
+def _recognized(learner: Learner, known: list, image: np.ndarray) -> str:
     """What a drawing [28, 28] is taken for, in the page; `known` holds the examples' (number, drawing)."""
     numbers = sorted({number for number, _ in known})
     images = np.stack([each for _, each in known])[..., None]
@@ -185,11 +185,11 @@ def _picture(learners: dict[str, Learner], points: list) -> np.ndarray:
     at = np.linspace(*X, 200)
     for name, learner in learners.items():
         meta = name == SINUSOID
-        title, colours = ("MAML", "Blues") if meta else ("pretrained", "Oranges")
+        title, colors = ("MAML", "Blues") if meta else ("pretrained", "Oranges")
         counts = (CURVE_STEPS if meta else CURVE_STEPS[-1:]) if points else (0,)
         x, y = zip(*points, strict=True) if points else ((0.0,), (0.0,))
         for place, (count, values) in enumerate(zip(counts, curve(learner, x, y, counts, at), strict=True)):
-            shade = colormaps[colours](0.35 + 0.6 * (place + 1) / len(counts))
+            shade = colormaps[colors](0.35 + 0.6 * (place + 1) / len(counts))
             axes.plot(
                 at,
                 values,

@@ -91,7 +91,7 @@ def _from_tf_config(text: str) -> Cluster | None:
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
-    """A worker for each task of the job step: those of a node have neighbouring numbers, as srun starts them."""
+    """A worker for each task of the job step: those of a node have neighboring numbers, as srun starts them."""
     try:
         hosts = expanded_hosts(environment["SLURM_STEP_NODELIST"])
         counts = [

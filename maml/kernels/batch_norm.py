@@ -16,7 +16,7 @@ from maml.kernels.pooling import max_pool, windows
 # Fuses passes over memory into one; used for element-wise work only, which is where XLA gains on a CPU.
 _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
-_MOST_NEIGHBOURS = 10  # in a partial sum; measured
+_MOST_NEIGHBORS = 10  # in a partial sum; measured
 
 
 def batch_norm_pool(
@@ -124,19 +124,19 @@ def _sum(x: tf.Tensor) -> tf.Tensor:
 
 
 def _means(partial: tf.Tensor, rows: int) -> list[tf.Tensor]:
-    """The means over `rows` neighbours of what `_partial_sums` began to sum, [channels] each."""
+    """The means over `rows` neighbors of what `_partial_sums` began to sum, [channels] each."""
     count, maps, channels = partial.shape
     return tf.split(_sum(tf.reshape(partial, [count, maps * channels])) / rows, maps)
 
 
 def _partial_sums(*maps: tf.Tensor) -> tf.Tensor:
-    """Sums of every map and channel over a few neighbours, [n, maps, channels], for `_means` to finish.
+    """Sums of every map and channel over a few neighbors, [n, maps, channels], for `_means` to finish.
 
     XLA is fast at these, and what they are sums of need not be written; at longer ones it is slow.
     Several maps are one result, so that what they are made of is read once.
     """
     rows, channels = math.prod(maps[0].shape[:-1]), maps[0].shape[-1]
-    few = next(count for count in range(_MOST_NEIGHBOURS, 0, -1) if rows % count == 0)
+    few = next(count for count in range(_MOST_NEIGHBORS, 0, -1) if rows % count == 0)
     return tf.reduce_sum(tf.stack([tf.reshape(values, [rows // few, few, channels]) for values in maps], 2), 1)
 
 

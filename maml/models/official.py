@@ -1,7 +1,7 @@
 """The official networks on plain dicts of tensors.
 
 A `Weights` dict holds the adapted weights under the official names (`w1`, `b1`, … or `conv1`,
-`b1`, …, `w5`, `b5`) and the normalisations' `model/<i>/beta` and `model/<i>/gamma`, which are
+`b1`, …, `w5`, `b5`) and the normalizations' `model/<i>/beta` and `model/<i>/gamma`, which are
 meta-learned but not adapted by MAML.
 
 Source: the official `maml.py` (`construct_*`, `forward_*`) and `utils.py` (`conv_block`,
@@ -122,14 +122,14 @@ class Network(Model):
 
     @property
     def adapted(self) -> frozenset[str]:  # type: ignore[override]
-        """Kernels, matrices and biases; not the normalisations' shifts and scales."""
+        """Kernels, matrices and biases; not the normalizations' shifts and scales."""
         name = "conv" if self.kind == "conv" else "w"
         body = [f"{kind}{layer}" for layer in range(1, self.layers) for kind in (name, "b")]
         return self.head.union(body)
 
     @property
     def norms(self) -> frozenset[str]:  # type: ignore[override]
-        """The shift of every normalisation, and the scale of those that have one."""
+        """The shift of every normalization, and the scale of those that have one."""
         kinds = {"None": (), "layer_norm": ("beta", "gamma")}.get(self.norm, ("beta", "gamma")[: 1 + self.scale])
         return frozenset(f"model/{layer}/{kind}" for layer in range(self.layers - 1) for kind in kinds)
 
@@ -178,7 +178,7 @@ class Network(Model):
         """The official variables: {"conv1": "model/conv1", "b1": "model/Variable", …}.
 
         The official code names kernels and a convolutional network's head itself; TensorFlow named the others in the
-        order in which they were made. The normalisations of a fully connected network are called after the scope
+        order in which they were made. The normalizations of a fully connected network are called after the scope
         of their layer, which is i + 1 from the second on: `model/0`, `model/2`, `model/3`, ….
         """
         names, unnamed = {}, 0
@@ -281,7 +281,7 @@ def construct_conv_weights(network: Network, seed: int) -> Weights:
 
 
 def forward_fc(inp: tf.Tensor, weights: Weights, network: Network, reference=None) -> tf.Tensor:
-    """Hidden layers (affine, normalise, ReLU), then an affine output layer: [examples, dim_input] → [examples, N]."""
+    """Hidden layers (affine, normalize, ReLU), then an affine output layer: [examples, dim_input] → [examples, N]."""
     return forward_head(features_fc(inp, weights, network, reference), weights, network)
 
 
@@ -321,7 +321,7 @@ def forward_blocks(inp: tf.Tensor, weights: Weights, network: Network, reference
 
 
 def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, reference=None) -> tf.Tensor:
-    """Convolution + bias → normalise → pool → ReLU (of MAML++ leaky); without pooling the stride is 2.
+    """Convolution + bias → normalize → pool → ReLU (of MAML++ leaky); without pooling the stride is 2.
 
     Args:
         inp: [examples, height, width, channels].
@@ -356,7 +356,7 @@ def add_bias(hidden: tf.Tensor, bias: tf.Tensor, norm: str) -> tf.Tensor:
 
 
 def normalize(inp: tf.Tensor, weights: Weights, layer: int, network: Network, reference=None) -> tf.Tensor:
-    """Normalises [examples, …, channels], or does nothing.
+    """Normalizes [examples, …, channels], or does nothing.
 
     Batch-norm standardizes every channel by the statistics of the batch at hand, in training and in testing
     (transductive), or by those of its first `reference` examples. It has a shift, but officially no scale.
@@ -373,7 +373,7 @@ def normalize(inp: tf.Tensor, weights: Weights, layer: int, network: Network, re
 
 
 def shifted(standard: tf.Tensor, weights: Weights, layer: int, network: Network) -> tf.Tensor:
-    """Standardized values times the normalisation's scale, where it has one, plus its shift."""
+    """Standardized values times the normalization's scale, where it has one, plus its shift."""
     scale = f"model/{layer}/gamma"
     scaled = standard * weights[scale] if scale in network.norms else standard
     return scaled + weights[f"model/{layer}/beta"]

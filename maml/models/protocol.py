@@ -17,7 +17,7 @@ class Model(abc.ABC):
     Attributes:
         adapted: names of the weights that the inner loop adapts; the others are meta-learned only.
         head: names of the last layer's weights.
-        norms: names of the normalisations' shifts and scales.
+        norms: names of the normalizations' shifts and scales.
         input_shape: of an example.
         dtype: floating-point type of weights, inputs and outputs.
         compiled: whether XLA is to compile it, and all tasks of a batch are to be computed side by side. That

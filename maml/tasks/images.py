@@ -45,9 +45,9 @@ def load_split(
         data_dir: its folder; "" for the default.
         split: "train", "val" or "test".
         image_size: height and width in pixels.
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         resize: Omniglot only. "nearest" is what the official code comes to: it asks for LANCZOS,
-            which does not exist for 1-bit images. "lanczos" resizes as grey images. Other data
+            which does not exist for 1-bit images. "lanczos" resizes as gray images. Other data
             is always resized with LANCZOS, and only where it has another size.
         conventions: Omniglot only: "maml" or "maml++", by whose official code its characters are split.
 
@@ -84,13 +84,13 @@ def own_size(data_dir: str) -> tuple[int, int] | None:
         paths = list(read_classes(folders["train"]).paths.values())
     except (UserError, KeyError):
         return None
-    sizes, grey = set(), True
+    sizes, gray = set(), True
     for path in [path for of_class in paths[:10] for path in of_class[:10]]:
         with contextlib.suppress(Exception), opener(path)() as file, opened(file) as image:
             sizes.add(image.size)
-            grey &= image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+            gray &= image.mode in ("1", "L", "LA") or image.mode.startswith("I")
     width, height = sizes.pop() if len(sizes) == 1 else (0, 1)
-    return (width, 1 if grey else 3) if width == height and width <= MOST_PIXELS else None
+    return (width, 1 if gray else 3) if width == height and width <= MOST_PIXELS else None
 
 
 def sized(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -103,7 +103,7 @@ def sized(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     asked = {name: given[name] for name in there if given.get(name, UNSET) not in (UNSET, there[name])}
     notes = []
     if added:
-        size, kind = found[0], {1: "grey", 3: "colour"}[found[1]]
+        size, kind = found[0], {1: "gray", 3: "color"}[found[1]]
         notes.append(f"The images in {given['data_dir']} are learned as they are: {size}x{size}, {kind}")
     for name, value in asked.items():
         notes.append(f"--{name}={value}: the images in {given['data_dir']} have {there[name]}, and are converted")

@@ -232,7 +232,7 @@ def restore(checkpoint: Checkpoint, model: Algorithm) -> tuple[Any, Progress]:
     prefix, template = checkpoint.prefix, model.init_state()
     tensors = _read(prefix)
     expected = model.checkpoint_names(template.weights)
-    # Before normalisations had their official names, they were called as they are here.
+    # Before normalizations had their official names, they were called as they are here.
     earlier = {name: name if "/" in name else official for name, official in expected.items()}
     if not set(expected.values()) <= set(tensors) and set(earlier.values()) <= set(tensors):
         expected = earlier

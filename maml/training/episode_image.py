@@ -15,7 +15,7 @@ SIDE = (56, 84)  # pixels of an image: small ones are enlarged, large ones reduc
 
 GAP, CAPTION, TITLE, FONT_SIZE = 4, 16, 22, 12
 PAPER, INK = (255, 255, 255), (0, 0, 0)
-RIGHT, WRONG = (0, 114, 178), (213, 94, 0)  # blue and vermilion: told apart by every kind of colour vision
+RIGHT, WRONG = (0, 114, 178), (213, 94, 0)  # blue and vermilion: told apart by every kind of color vision
 
 
 class Tile(NamedTuple):
@@ -23,12 +23,12 @@ class Tile(NamedTuple):
 
     image: float [height, width, channels] in [0, 1].
     caption: below it.
-    colour: of its frame and caption.
+    color: of its frame and caption.
     """
 
     image: np.ndarray
     caption: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
 
 def episode_rows(task: Episodes, outputs: np.ndarray, channels: int) -> tuple[list[list[Tile]], list[list[Tile]]]:
@@ -75,8 +75,8 @@ def draw_episode(support: list[list[Tile]], query: list[list[Tile]]) -> np.ndarr
             for column, tile in enumerate(row):
                 left = GAP + column * (side + GAP)
                 canvas.paste(_picture(tile.image, side), (left, top))
-                pen.rectangle((left - 1, top - 1, left + side, top + side), outline=tile.colour, width=2)
-                pen.text((left + side / 2, top + side + CAPTION / 2), tile.caption, tile.colour, font, "mm")
+                pen.rectangle((left - 1, top - 1, left + side, top + side), outline=tile.color, width=2)
+                pen.text((left + side / 2, top + side + CAPTION / 2), tile.caption, tile.color, font, "mm")
             top += side + CAPTION + GAP
     return np.asarray(canvas)
 

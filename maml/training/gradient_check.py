@@ -23,7 +23,7 @@ from maml.models.protocol import Weights
 TASKS = 2  # enough for a proof; the cost grows with them
 DIRECTIONS = 4
 STEPS = (1e-7, 1e-8, 1e-9)  # lengths in each weight
-SMOOTH = 1e-4  # neighbouring steps that agree this well have met no jump
+SMOOTH = 1e-4  # neighboring steps that agree this well have met no jump
 LIMIT = 1e-5  # of the relative error; rounding made up to 6e-7 on the paper's networks
 
 

@@ -1,4 +1,4 @@
-"""The training loop: next episodes, update, summarise, validate, save."""
+"""The training loop: next episodes, update, summarize, validate, save."""
 
 import contextlib
 import signal
@@ -155,7 +155,7 @@ class _Training:
                 self.writer.flags(flags, {name: flags[name] for name in names_of("network", "training", "watch")})
                 measures = self.call(0, 0).measures
                 self.writer.layout(list(measures), self.model.charts(self.state.weights, 0))
-                self.summarise([0], measures)
+                self.summarize([0], measures)
                 self.charts()
             yield
         self.writer.close()
@@ -195,7 +195,7 @@ class _Training:
         every, done = self.config.summary_interval, self.iteration
         self.state, self.iteration = updated.state, done + count
         self.bar.update(count)
-        self.summarise(range(done + every - done % every, self.iteration + 1, every), updated.measures)
+        self.summarize(range(done + every - done % every, self.iteration + 1, every), updated.measures)
 
     def one_by_one(self, count: int) -> None:
         """Repeats iterations not all of which were finite; stops at the first that is not, or skips those."""
@@ -220,7 +220,7 @@ class _Training:
             f"--on_nan=skip. Nothing was saved since iteration {saved[-1] if saved else 0} ({self.folder})"
         )
 
-    def summarise(self, iterations: Collection[int], measures: dict[str, tf.Tensor]) -> None:
+    def summarize(self, iterations: Collection[int], measures: dict[str, tf.Tensor]) -> None:
         """Writes and notes what was measured after as many iterations: [MOST_SUMMARIES, tasks, columns]."""
         if not iterations:
             return

@@ -25,7 +25,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from maml.algorithms.protocol import Column
 from maml.models.protocol import Weights
 
-# What training minimises (or its accuracy): the value after as many steps as training takes.
+# What training minimizes (or its accuracy): the value after as many steps as training takes.
 CURVE = "{name}/Post-update"
 
 
@@ -109,7 +109,7 @@ class SummaryWriter:
             split: train or val.
             measures: "loss" and "accuracy", each [tasks, columns].
             columns: what they are.
-            main: the column that is what training minimises; `loss/Post-update` is its value.
+            main: the column that is what training minimizes; `loss/Post-update` is its value.
             iteration: the horizontal axis.
         """
         if not self._enabled:

@@ -15,7 +15,7 @@ from maml.learner import Learner
 from maml.training import loop as training
 from tests.image_fixtures import write_class_folders
 
-# A toy problem: 16×16 grey images of coarse patterns with noise, 3-way 1-shot, 4 filters.
+# A toy problem: 16×16 gray images of coarse patterns with noise, 3-way 1-shot, 4 filters.
 TOY = {"datasource": "folder", "image_size": 16, "channels": 1, "num_classes": 3, "update_batch_size": 1}
 TOY |= {"num_filters": 4, "max_pool": True, "meta_batch_size": 4, "query_size": 2, "metatrain_iterations": 30}
 TOY |= {"val_tasks": 20, "val_interval": 15, "summary_interval": 10, "save_interval": 10, "log": False}

@@ -36,7 +36,7 @@ def test_a_class_has_the_attention_of_its_examples():
 def test_the_scale_lifts_the_bound_of_plain_cosine_attention(scale):
     """The best case, cosines 1 and four times −1: the right class has e / (e + 4/e) = 0.65, times 10 nearly all.
 
-    A scale of 0 is learnt, and starts at 10.
+    A scale of 0 is learned, and starts at 10.
     """
     model = matching(attention_scale=float(scale))
     query, support = tensor([[2, 0]]), tensor([[1, 0]] + [[-3, 0]] * 4)
@@ -64,7 +64,7 @@ def only_g(row: int, rows: int) -> tf.Tensor:
     return tf.scatter_nd([[row, 2]], tensor([1]), [rows, 4])
 
 
-def test_a_support_embedding_sees_its_neighbours_on_both_sides():
+def test_a_support_embedding_sees_its_neighbors_on_both_sides():
     """Of x = (1, 3): →c₁ = tanh(1)/2, →c₂ = σ(1) →c₁ + tanh(3)/2, and ←c in the other order; h = tanh(c)/2."""
     weights = {}
     for name in ("forward", "backward"):

@@ -50,8 +50,8 @@ def test_the_network_of_its_official_code():
     assert weights["conv2"].shape == (3, 3, 64, 64) and weights["w5"].shape == (64, 20)
     bound = np.sqrt(6 / (64 + 20))
     assert 0.9 * bound < np.abs(weights["w5"]).max() < bound
-    colour = Network.from_config(Config.from_flags({"algorithm": "maml++", "datasource": "miniimagenet"}))
-    assert colour.init(0)["w5"].shape == (32 * 5 * 5, 5)
+    color = Network.from_config(Config.from_flags({"algorithm": "maml++", "datasource": "miniimagenet"}))
+    assert color.init(0)["w5"].shape == (32 * 5 * 5, 5)
 
 
 def test_its_images_and_its_loss():
@@ -60,10 +60,10 @@ def test_its_images_and_its_loss():
     np.testing.assert_allclose(
         network.normalized(tf.constant([[0.0] * 392 + [1.0] * 392])), [[1.0] * 392 + [0.0] * 392]
     )
-    colour = Network.from_config(Config.from_flags({"algorithm": "maml++", "datasource": "miniimagenet"}))
+    color = Network.from_config(Config.from_flags({"algorithm": "maml++", "datasource": "miniimagenet"}))
     mean = np.tile([0.485, 0.456, 0.406], 84 * 84)
     two_up = mean + 2 * np.tile([0.229, 0.224, 0.225], 84 * 84)
-    np.testing.assert_allclose(colour.normalized(tf.constant(np.stack([mean, two_up]), tf.float32))[1], 2.0, rtol=1e-5)
+    np.testing.assert_allclose(color.normalized(tf.constant(np.stack([mean, two_up]), tf.float32))[1], 2.0, rtol=1e-5)
     own = Config.from_flags({"algorithm": "maml++", "normalize": "0.5/0.25"})
     assert Network.from_config(own).normalization == ((0.5,), (0.25,))
     model = algorithms.build(Config.from_flags({"algorithm": "maml++"}))

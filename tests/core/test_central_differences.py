@@ -1,6 +1,6 @@
 """The meta-gradient against central differences of the meta-loss, in float64.
 
-The whole step is differentiated: network, normalisation, every inner update and the query loss.
+The whole step is differentiated: network, normalization, every inner update and the query loss.
 Its derivative along a line is (f(θ + h·d) − f(θ − h·d)) / 2h.
 
 Inner gradients jump where a ReLU or a max switches, and so does the loss after an inner update:

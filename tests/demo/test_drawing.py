@@ -31,7 +31,7 @@ def test_the_same_shape_becomes_nearly_the_same_picture(picture):
     ink = (found > 0).sum()
     assert 0.5 < ink / (expected > 0).sum() < 2
     rows, columns = np.nonzero(found)
-    assert abs(rows.mean() - 13.5) < 1.5 and abs(columns.mean() - 13.5) < 1.5, "centred"
+    assert abs(rows.mean() - 13.5) < 1.5 and abs(columns.mean() - 13.5) < 1.5, "centered"
     assert max(np.ptp(rows), np.ptp(columns)) == pytest.approx(LARGEST / CANVAS * SIZE, abs=3)
 
 

@@ -15,7 +15,7 @@ from tests.kernels.through import assert_same_to_second_order
 @pytest.mark.parametrize("size", [4, 5])
 @pytest.mark.parametrize(("channels", "most"), [(1, 10_000), (3, 10_000), (3, 10), (5, 10_000)])
 def test_both_forms_agree_through_an_inner_step(monkeypatch, channels, most, size, stride):
-    """Grey and colour images; images whose patches are too many; feature maps."""
+    """Gray and color images; images whose patches are too many; feature maps."""
     monkeypatch.setattr(convolution, "_MOST_PATCHES", most)
     rng = np.random.default_rng(0)
     inp, kernel = (

@@ -50,13 +50,13 @@ def test_convolutional(flags, conv1, head):
 @pytest.mark.parametrize(
     ("norm", "names"), [("batch_norm", {"beta"}), ("layer_norm", {"beta", "gamma"}), ("None", set())]
 )
-def test_normalisations_and_what_is_adapted(norm, names):
+def test_normalizations_and_what_is_adapted(norm, names):
     weights = weights_of(datasource="omniglot", norm=norm)
     network = Network.from_config(Config.from_flags({"datasource": "omniglot", "norm": norm}))
-    normalisation = set(weights) - network.adapted
+    normalization = set(weights) - network.adapted
     assert network.adapted == {f"{kind}{i}" for kind in ("conv", "b") for i in range(1, 5)} | {"w5", "b5"}
-    assert normalisation == {f"model/{i}/{name}" for i in range(4) for name in names}
-    assert all((weights[name] == (1 if name.endswith("gamma") else 0)).all() for name in normalisation)
+    assert normalization == {f"model/{i}/{name}" for i in range(4) for name in names}
+    assert all((weights[name] == (1 if name.endswith("gamma") else 0)).all() for name in normalization)
 
 
 def test_initial_values():

@@ -72,16 +72,16 @@ def test_predictions_are_printed_and_written(here, capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"answers.csv", "exported"}
 
 
-def test_labelled_queries_are_measured(here, capsys, tmp_path):
+def test_labeled_queries_are_measured(here, capsys, tmp_path):
     """A query folder of class folders: accuracy, each class's, the confusion matrix as a table and as a picture."""
     for path in sorted((here / "query").iterdir()):
         name = path.name.split("-")[0]
         wrong = {"test_00": "test_01"}.get(name, name)  # all of one class lie in another one's folder
-        (tmp_path / "labelled" / wrong).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / "labelled" / wrong / path.name)
-    (tmp_path / "labelled" / "notes.txt").write_text("x")
+        (tmp_path / "labeled" / wrong).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "labeled" / wrong / path.name)
+    (tmp_path / "labeled" / "notes.txt").write_text("x")
     table = tmp_path / "answers.csv"
-    given = ("--predict", "--support=support", f"--query={tmp_path / 'labelled'}", f"--predict_csv={table}")
+    given = ("--predict", "--support=support", f"--query={tmp_path / 'labeled'}", f"--predict_csv={table}")
     assert run_here(*given, "--test_num_updates=4") == 0
     printed = capsys.readouterr().out
     each = len(list((here / "query").glob("test_00*")))
@@ -94,8 +94,8 @@ def test_labelled_queries_are_measured(here, capsys, tmp_path):
     assert header[3] == "true class" and [row[3] for row in rows] == sorted(row[3] for row in rows)
     with Image.open(tmp_path / "answers.confusion.png") as image:
         assert image.width > 100 and image.height > 100
-    (tmp_path / "labelled" / "zebra").mkdir()
-    shutil.copy(path, tmp_path / "labelled" / "zebra")
+    (tmp_path / "labeled" / "zebra").mkdir()
+    shutil.copy(path, tmp_path / "labeled" / "zebra")
     assert run_here(*given) == 1
     assert "class folders zebra, which --support lacks (it has test_00" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Colour is for terminals alone."""
+"""Color is for terminals alone."""
 
 import os
 import subprocess

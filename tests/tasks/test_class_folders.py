@@ -14,9 +14,9 @@ from maml.tasks.images import load_split, own_size, sized
 from tests.image_fixtures import write_class_folders, write_omniglot_folders
 
 
-def picture(path: Path, colour=(1, 2, 3), size=(20, 20), mode: str = "RGB") -> None:
+def picture(path: Path, color=(1, 2, 3), size=(20, 20), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour if mode == "RGB" else colour[0]).save(path)
+    Image.new(mode, size, color if mode == "RGB" else color[0]).save(path)
 
 
 def test_what_is_no_image_is_counted_and_passed_over(tmp_path, capsys):

@@ -19,7 +19,7 @@ def image_number(images: np.ndarray) -> np.ndarray:
 
 
 def marked_split(per_class: list[int]) -> ImageSplit:
-    """Images whose pixels sum to their row number + 1, most of it in a corner, the rest at its right neighbour."""
+    """Images whose pixels sum to their row number + 1, most of it in a corner, the rest at its right neighbor."""
     total = sum(per_class)
     images = np.zeros([total, SIDE * SIDE], np.uint8)
     images[:, 0] = (np.arange(total) + 1) // 2 + (np.arange(total) + 1) % 2

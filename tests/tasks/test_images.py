@@ -161,7 +161,7 @@ def test_drawings_are_what_pillow_makes_of_the_official_request(archives):
         np.testing.assert_array_equal(split.images[row].reshape(28, 28), np.where(official, 0, 255))
 
 
-def test_lanczos_resizes_grey_images(archives):
+def test_lanczos_resizes_gray_images(archives):
     split = omniglot(archives, resize="lanczos")
     files = half("images_background") | half("images_evaluation")
     drawing = sorted(file for file in files if f"/{split.names[0]}/" in file)[0]
@@ -336,7 +336,7 @@ def test_suffixes(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
-def test_every_kind_of_image_becomes_colour_or_grey(tmp_path, mode):
+def test_every_kind_of_image_becomes_color_or_gray(tmp_path, mode):
     folder = tmp_path / "train" / "one"
     folder.mkdir(parents=True)
     suffix = "jpg" if mode == "CMYK" else "png"
@@ -350,16 +350,16 @@ def test_16_bits_keep_their_upper_8(tmp_path):
     folder.mkdir(parents=True)
     values = (np.arange(84 * 84, dtype=np.uint32) * 9).astype(np.uint16).reshape(84, 84)
     Image.fromarray(values).save(folder / "a.png")
-    grey = mini(tmp_path, channels=1, datasource="folder").images.reshape(84, 84)
-    np.testing.assert_array_equal(grey, values >> 8)
-    assert len(np.unique(grey)) > 200
+    gray = mini(tmp_path, channels=1, datasource="folder").images.reshape(84, 84)
+    np.testing.assert_array_equal(gray, values >> 8)
+    assert len(np.unique(gray)) > 200
 
 
 @pytest.mark.parametrize("kind", ["PNG", "MPO"])
 def test_of_an_animation_the_first_picture_counts(tmp_path, kind):
     folder = tmp_path / "train" / "one"
     folder.mkdir(parents=True)
-    first, second = (Image.new("RGB", (84, 84), colour) for colour in ("red", "blue"))
+    first, second = (Image.new("RGB", (84, 84), color) for color in ("red", "blue"))
     first.save(folder / ("a.png" if kind == "PNG" else "a.jpg"), kind, save_all=True, append_images=[second])
     red, green, blue = mini(tmp_path).images.reshape(84, 84, 3)[40, 40]
     assert red > 250 and green < 5 and blue < 5
@@ -632,7 +632,7 @@ def test_too_few_images_name_the_smallest_classes_and_flags_that_help(counts, wa
         assert too_small(split_of(counts), "", 2, shots, queries) == [f"n0{np.argmin(counts)}"]
 
 
-def test_a_name_cannot_break_the_line_or_colour_the_screen():
+def test_a_name_cannot_break_the_line_or_color_the_screen():
     split = split_of([1, 1])._replace(names=("a\x1b[31m\nb\udcff", "c"))
     assert "'a\\x1b[31m\\nb\\udcff (1)'" in refusal(too_small, split, "folder train", 2, 5, 15)
 

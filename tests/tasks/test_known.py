@@ -86,7 +86,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_each_is_recognised_and_split_as_in_the_papers(name, capsys):
+def test_each_is_recognized_and_split_as_in_the_papers(name, capsys):
     make, source, order = FORMS[name]
     make()
     assert proc_images.main(["--source", source, "--output", "ready"]) == 0

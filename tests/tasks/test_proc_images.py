@@ -622,7 +622,7 @@ def test_unreadable_images_of_ready_folders_are_named(tmp_path, capsys):
     assert file.name in lines[0] and "1 of 20 images are unreadable" in lines[1]
 
 
-def test_nothing_recognised(tmp_path, capsys):
+def test_nothing_recognized(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.zip").write_bytes(b"")
     (tmp_path / "photos" / "a.mp4").write_bytes(b"")

@@ -84,7 +84,7 @@ def test_the_last_ten_stay_and_the_index_names_them(tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["batch_norm", "layer_norm"])
-def test_normalisations_of_dense_networks_by_our_earlier_names(tmp_path, norm):
+def test_normalizations_of_dense_networks_by_our_earlier_names(tmp_path, norm):
     """Checkpoints once called them model/0, model/1, model/2; the official code, and ours since, skips 1."""
     flags = {"datasource": "omniglot", "conv": False, "norm": norm}
     model, state = model_of(**flags), state_of(4, **flags)

@@ -135,7 +135,7 @@ def test_an_episodes_captions_tell_the_class_and_the_prediction():
     assert sorted(captions) == sorted(expected)
     for tile in (tile for row in query for tile in row):
         truth, said = tile.caption.split(" as ")
-        assert (tile.colour == episode_image.RIGHT) == (truth == said)
+        assert (tile.color == episode_image.RIGHT) == (truth == said)
 
 
 def test_an_episodes_picture_is_bounded():
@@ -175,7 +175,7 @@ def test_learned_rates_and_schedules_are_curves(tmp_path, rates, tags):
         assert last == trained.state.weights["alpha/w1"][1].numpy() != config.update_lr
 
 
-def test_the_custom_charts_begin_with_what_training_minimises_and_find_the_curves(runs):
+def test_the_custom_charts_begin_with_what_training_minimizes_and_find_the_curves(runs):
     folder, _ = runs["default"]
     [config] = events(folder).Tensors("custom_scalars__config__")
     layout = Layout.FromString(config.tensor_proto.string_val[0])

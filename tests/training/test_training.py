@@ -1,4 +1,4 @@
-"""The training loop: resuming exactly, pre-training first, what is printed, kept and summarised."""
+"""The training loop: resuming exactly, pre-training first, what is printed, kept and summarized."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Data sets of few-shot learning in the form in which they are handed out, recognised by their files.
+"""Data sets of few-shot learning in the form in which they are handed out, recognized by their files.
 
 CUB-200-2011 (Chen et al., *A Closer Look at Few-shot Classification*, ICLR 2019: of the sorted classes every
 second trains, the others are val and test in turn), CIFAR-FS (Bertinetto et al., ICLR 2019), FC100 (Oreshkin et
@@ -46,13 +46,13 @@ def find(source: str) -> Found | None:
     """The images of a data set that is known, or None.
 
     Raises:
-        UserError: one is recognised, and something of it is missing or damaged.
+        UserError: one is recognized, and something of it is missing or damaged.
     """
     if not os.path.isdir(source):
         return None
     for folder in dict.fromkeys((source, unwrapped(source, (*SPLITS, "images")))):
-        for recognise in (_cub, _cifar_fs, _arrays, _tiered):
-            found = recognise(folder)
+        for recognize in (_cub, _cifar_fs, _arrays, _tiered):
+            found = recognize(folder)
             if found:
                 return found
     return None

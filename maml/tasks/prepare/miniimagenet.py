@@ -26,14 +26,14 @@ FORMS = (
 
 
 def find(source: str, csv_dirs: list[str]) -> Found:
-    """Recognises the form of `source` and lists its images.
+    """Recognizes the form of `source` and lists its images.
 
     Args:
         source: a folder, a zip, or ILSVRC2012's training tar.
         csv_dirs: where train.csv, val.csv and test.csv may lie, the preferred place first.
 
     Raises:
-        UserError: nothing is recognised, or it is not the whole of miniImageNet and nothing else.
+        UserError: nothing is recognized, or it is not the whole of miniImageNet and nothing else.
     """
     if os.path.isfile(source):
         return _of_file(source, csv_dirs)

@@ -1,4 +1,4 @@
-"""What a recognised source of images is made of."""
+"""What a recognized source of images is made of."""
 
 import os
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Picture(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A recognised source.
+    """A recognized source.
 
     form: what it is, for people.
     pictures: all of them.
