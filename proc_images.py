@@ -1,4 +1,4 @@
-"""Prepares a data set for training: miniImageNet, others that are known, or one's own folder of classes.
+"""Prepares a data set for training: miniImageNet, others that are known, or your own folder of classes.
 
     python proc_images.py --source ~/Downloads/mini-imagenet
     python proc_images.py --source ~/Downloads/CUB_200_2011 --output data/cub
@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=0,
         help=f"of JPEGs that are resized (default {OFFICIAL_QUALITY}, as the official script, or {OWN_QUALITY})",
     )
-    own_data = parser.add_argument_group("one's own data")
+    own_data = parser.add_argument_group("your own data")
     own_data.add_argument("--make_splits", action="store_true", help="divide the class folders in --source")
     own_data.add_argument(
         "--splits", default="0.64,0.16,0.2", help="classes of train,val,test: counts, or fractions of all"

@@ -1,4 +1,4 @@
-"""The official networks as anyone would write them in Keras, for `maml.own`: what one's own model costs beside ours."""
+"""The official networks as anyone would write them in Keras, for `maml.own`: what your own model costs beside ours."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Images of 96×96 with an augmentation of one's own, written where the tasks are drawn.
+"""Images of 96×96 with an augmentation of your own, written where the tasks are drawn.
 
 python examples/augmented.py data/photos     with train/, val/ and test/ in it, a folder of images a class
 """

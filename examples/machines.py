@@ -1,4 +1,4 @@
-"""A Keras model of one's own on tabular regression: what a new machine does, from ten measurements of it."""
+"""A Keras model of your own on tabular regression: what a new machine does, from ten measurements of it."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A loss of one's own: the motion of a damped pendulum, with its equation as a second term of the loss."""
+"""A loss of your own: the motion of a damped pendulum, with its equation as a second term of the loss."""
 
 import numpy as np
 import tensorflow as tf

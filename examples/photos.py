@@ -1,4 +1,4 @@
-"""ANIL on a folder of one's own images: a backbone of Keras, of which only the head is adapted.
+"""ANIL on a folder of your own images: a backbone of Keras, of which only the head is adapted.
 
 python examples/photos.py data/photos     with train/, val/ and test/ in it, a folder of images a class
 """

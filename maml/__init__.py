@@ -1,7 +1,7 @@
 """Model-agnostic meta-learning in TensorFlow 2, faithful to the official code.
 
-`load` gives what a run has learned, to adapt and predict with; `maml/learner.py` says how. A name is imported, and
-TensorFlow with it, when it is first asked for.
+`train` meta-trains your own model, and `load` loads a trained run, to adapt and predict with. Names are imported,
+and TensorFlow with them, when they are first used.
 """
 
 import importlib

@@ -1,10 +1,10 @@
-"""What a run has learned, put to use: adapt to a few labeled examples, then predict.
+"""Using a trained run: adapt to a few labeled examples, then predict.
 
     learner = maml.load("logs/omniglot5way")
     adapted = learner.adapt(support_images, ["dog", "cat", "cow", "hen", "pig"])
     adapted.predict(query_images)  # ["cow", "dog", …]
 
-Nothing here depends on how a model adapts: it has `adapt`, whose result only its `predict` reads.
+Nothing here depends on how a model adapts: its `adapt` returns something that only its `predict` reads.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ PART = 256  # query images at a time, where they do not depend on each other
 
 
 def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) -> Any:
-    """The learner of a run: a `Learner`, or of a model of one's own an `OwnLearner`.
+    """Loads a run: a `Learner`, or an `OwnLearner` for runs of `maml.train`.
 
     Args:
-        logdir: a run's folder, or a folder of runs: the one last trained that agrees with `flags`.
-        model: of a run of `maml.train`: the model as it was trained, with `loss` and `adapt` if they were functions.
-        flags: flags of `main.py`, which choose the run and its checkpoint and override its setting, as
+        logdir: a run's folder, or a folder of runs, of which the latest that agrees with `flags` is loaded.
+        model: for runs of `maml.train`: the model that was trained, with `loss` and `adapt` if they were functions.
+        flags: flags of `main.py`, which select the run and its checkpoint and override its setting, as
             in a test: `test_iter=3000`, `test_checkpoint="best"`, `bn_mode="support"`, `update_lr=0.1`.
 
     Raises:
@@ -54,14 +54,14 @@ def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) ->
 
 
 def open_learner(given: dict[str, Any]) -> "Learner":
-    """The learner that these flags mean; see `load`."""
+    """The learner that the flags describe; see `load`."""
     folder, config = find_run(given)
     refuse_own(config, folder)
     return learner_of(config, folder)
 
 
 def refuse_own(config: Config, folder: Path) -> None:
-    """Raises UserError for a run of one's own model, which only Python can build."""
+    """Raises UserError for a run of `maml.train`, whose model only Python can build."""
     if config.datasource == "own":
         raise UserError(
             f'{folder} holds a run of your own model; in Python: maml.load("{folder}", model=...).test(tasks)'
@@ -69,7 +69,7 @@ def refuse_own(config: Config, folder: Path) -> None:
 
 
 def learner_of(config: Config, folder: Path) -> "Learner":
-    """The learner of the run in a folder, by the checkpoint that the config names."""
+    """The learner of the run in a folder, with the checkpoint that the config selects."""
     model = algorithms.build(config)
     checkpoint, weights = checkpoints.restore_chosen(folder, config, model)
     return Learner(config, model, weights, checkpoint)
@@ -80,14 +80,15 @@ class Learner:
     """A meta-trained model.
 
     Images are arrays [n, height, width, channels], or [n, height, width] if they have one channel:
-    uint8 from 0 to 255 or floats from 0 to 1, of the training's size and look. Omniglot's drawings
-    are inverted there: ink is bright (255 or 1), paper is 0. `read_images` makes such arrays of
-    files. A sinusoid run takes numbers x, [n, 1] (its oracle [n, 3]), wherever this says images.
+    uint8 from 0 to 255 or floats from 0 to 1, of the size used in training. Omniglot's drawings
+    are inverted: ink is bright (255 or 1), paper is 0. `read_images` reads files into such
+    arrays. A sinusoid run takes numbers x, [n, 1] (its oracle [n, 3]), instead of images.
 
     config: the run's setting.
-    model: has `adapt` and `predict`.
-    weights: what was meta-learned; of several checkpoints, an ensemble: each adapts, and their outputs are averaged.
-    checkpoint: where the weights are from.
+    model: the algorithm, which adapts and predicts.
+    weights: what was meta-learned; a list for an ensemble of checkpoints, which adapt separately and whose outputs
+        are averaged.
+    checkpoint: the checkpoint that the weights are from.
     """
 
     config: Config
@@ -101,17 +102,17 @@ class Learner:
         support_labels: Sequence[Hashable] | np.ndarray,
         num_updates: int | None = None,
     ) -> "Adapted":
-        """Learns a new task from a support set, which may hold more or fewer images of one class than of another.
+        """Learns a new task from a support set, whose classes may have different numbers of images.
 
-        The loss is N times its mean over the support set, for any number of images. It is what the
-        run was trained with if there are K images a class, and keeps the inner rate's meaning otherwise.
+        The loss is N times its mean over the support set, for any number of images. With K images per class this
+        is the training loss, and with other numbers the inner rate keeps its meaning.
 
         Args:
             support_images: see the class.
-            support_labels: a label for each image, of any hashable type, exactly `num_classes`
-                different ones (any number of them, at least two, for an embedding: prototypical and matching
-                networks); for a sinusoid run the values y, [n, 1].
-            num_updates: inner steps; None: as many as a test makes (10, or `test_num_updates`).
+            support_labels: one label per image, of any hashable type, with exactly `num_classes`
+                different ones (two or more for prototypical and matching networks); for a sinusoid run the
+                values y, [n, 1].
+            num_updates: inner steps; None: as many as in a test (10, or `test_num_updates`).
 
         Raises:
             UserError: shapes, types or the number of classes do not fit.
@@ -125,7 +126,7 @@ class Learner:
         return Adapted(self, classes, inputs, state)
 
     def demo(self, **launch: Any) -> Any:
-        """Shows a page in the browser on which images of one's own can be classified; see `maml.demo.page.demo`."""
+        """Opens a page in the browser to classify your own images; see `maml.demo.page.demo`."""
         from maml.demo.page import demo
 
         return demo(self, **launch)
@@ -236,14 +237,14 @@ class Adapted:
     """A learner after its adaptation to a task.
 
     With batch-norm, predictions are transductive unless the run was loaded with
-    `bn_mode="support"`: images are standardized by the statistics of all that are given in one
-    call. The prediction for an image then changes with its companions, and one that is alone, or
-    among images of a single class, is predicted badly.
+    `bn_mode="support"`: images are standardized with the statistics of all images of the same
+    call. The prediction for an image then depends on the others, and a single image, or
+    images of a single class, are classified badly.
 
-    learner: it.
+    learner: the learner that was adapted.
     classes: the labels, in the order of the columns of `predict_proba`; empty for a sinusoid run.
-    support: [S, dim_input].
-    state: what the model's `adapt` returned; a list of that for an ensemble.
+    support: the support set's inputs [S, dim_input].
+    state: what the model's `adapt` returned; a list of these for an ensemble.
     """
 
     learner: Learner
@@ -252,7 +253,7 @@ class Adapted:
     state: Any
 
     def predict(self, images: np.ndarray) -> Any:
-        """The label of each image, as they were given, in a list; for a sinusoid run the values [n, 1].
+        """The predicted label of each image, as a list; for a sinusoid run the values [n, 1].
 
         Raises:
             UserError: shape or type do not fit.
@@ -263,7 +264,7 @@ class Adapted:
         return [self.classes[index] for index in tf.argmax(outputs, -1).numpy()]
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities [n, N], a column for each of `classes`.
+        """Probabilities [n, N], one column for each of `classes`.
 
         Raises:
             UserError: shape or type do not fit, or the run is a regression.
@@ -288,7 +289,7 @@ def check_export(target: Path) -> None:
 
 
 def write_saved_model(target: Path, module: tf.Module, signature: Any, about: dict[str, Any]) -> None:
-    """Writes a SavedModel with `export.json` beside it, as a whole or not at all.
+    """Writes a SavedModel with `export.json` in it, completely or not at all.
 
     Raises:
         UserError: it could not be written.

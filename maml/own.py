@@ -1,4 +1,4 @@
-"""Meta-learning of one's own model on one's own tasks: the training loop of the official settings, for anything.
+"""Meta-learning of any model on any tasks, with the same training loop as the official settings.
 
 learner = maml.train(model, task, loss="mse", update_lr=0.1, num_updates=3, logdir="logs/machines")
 learner.adapt(x, y).predict(new_x)
@@ -43,16 +43,16 @@ ABOUT = "own.json"
 
 
 class OwnMAML(ANIL):
-    """MAML of a model and a loss of one's own; a body that is not adapted is computed once, as ANIL's."""
+    """MAML for the user's model and loss; a body that is not adapted is computed only once, as in ANIL."""
 
     model: KerasModel | FunctionModel
-    compiled = False  # Python draws the tasks: XLA compiles what is computed of them, and not the loop around it
+    compiled = False  # Python draws the tasks, so XLA can compile an update but not the loop around it
 
     def __init__(self, config: Config, model: Any, loss: str | Callable[[Any, Any], tf.Tensor]):
         """Builds the learner.
 
         Args:
-            loss: "mse" or "xent", each a mean, or a function of (outputs, y) that returns [].
+            loss: "mse" or "xent", both means, or a function of (outputs, y) that returns a scalar.
         """
         named = {"mse": losses.mse, "xent": losses.mean_xent}
         self.loss = named[loss] if isinstance(loss, str) else loss
@@ -70,7 +70,7 @@ class OwnMAML(ANIL):
 
     @property
     def adapted(self) -> frozenset[str]:
-        """What `adapt` named, of a model that only Python knows."""
+        """The weights that `adapt` selected."""
         return self.model.adapted
 
     def loss_func(self, outputs: Any, labels: Any, shots: Any = None) -> tf.Tensor:
@@ -100,10 +100,10 @@ class OwnMAML(ANIL):
 
 
 def _compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """A function by XLA.
+    """The function, compiled with XLA.
 
     Raises:
-        UserError: when it is called, and holds something that XLA or the task axis has no form of.
+        UserError: when it is called and uses something that XLA or the task axis does not support.
     """
 
     @partial(tf.function, autograph=False)
@@ -118,7 +118,7 @@ def _compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def model_of(model: Any, adapt: Any, dtype: str = "float32") -> KerasModel | FunctionModel:
-    """A Keras model, or (weights, forward), as a model of this package."""
+    """Wraps a Keras model, or (weights, forward), as a `Model`."""
     if isinstance(model, tuple):
         if len(model) != 2 or not callable(model[1]):
             raise UserError("model: a tuple must be (weights, forward), a dict of arrays and a function of both")
@@ -140,32 +140,32 @@ def train(
     logdir: str | os.PathLike = "logs/own",
     **flags: Any,
 ) -> "OwnLearner":
-    """Meta-trains a model of one's own by MAML, or goes on with the run in `logdir`.
+    """Meta-trains your own model with MAML, or resumes the run in `logdir`.
 
     Args:
-        model: a built Keras model (its weights are the first ones), or (weights, forward): arrays by name, and a
+        model: a built Keras model (its weights are the initial ones), or (weights, forward): arrays by name, and a
             function of (weights, x).
         tasks: a function of rng (numpy.random.Generator) that returns (support x, support y, query x, query y), a list
             of such tasks, a tf.data.Dataset of them, or an object with `episodes(split, index, count)`. x and y may be
-            structures of arrays. All tasks have the same shapes.
-        val: the same, of validation; None: `tasks` if it is an object that knows splits, otherwise none.
-        loss: "mse", "xent" (labels or one-hot rows, and logits), both means, or a function of (outputs, y) that
-            returns one number.
-        adapt: what the inner loop adapts: "all", "head" (with algorithm="anil" always, unless it is a function) or a
+            structures of arrays. All tasks must have the same shapes.
+        val: the same for validation; None: `tasks` if it is an object that handles splits, otherwise no validation.
+        loss: "mse" or "xent" (logits with labels or one-hot rows), both means, or a function of (outputs, y) that
+            returns a scalar.
+        adapt: what the inner loop adapts: "all", "head" (the default with algorithm="anil") or a
             function of a weight's name.
         learn_rates: None, "weight" (an inner rate for every weight, Meta-SGD) or "step" (for every tensor and step).
-        jit_compile: whether XLA compiles the update, with all tasks in the same operations: for small dense models,
-            whose operations take longer to start than to compute. The first update takes longer. Not for max pooling,
-            which XLA computes inexactly in float32: of a Keras model it is refused.
-        logdir: of the runs; each setting has a folder in it.
-        flags: of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"),
+        jit_compile: compile the update with XLA, with all tasks in the same operations: for small dense models,
+            which are dominated by op dispatch. The first update takes longer. Not for max pooling,
+            whose second derivative XLA computes inexactly in float32: Keras models with it are refused.
+        logdir: folder of the runs; each setting gets a subfolder.
+        flags: flags of `main.py`: algorithm ("maml", "anil", "metasgd" or "maml++"),
             update_lr, num_updates, metatrain_iterations, meta_batch_size, meta_lr, seed, ….
 
     Returns:
-        What was learned.
+        The trained learner.
 
     Raises:
-        UserError: something does not fit; the message says what and what helps.
+        UserError: something does not fit; the message says what, and what to do.
     """
     given = _given(flags, loss, learn_rates, logdir)
     if flags.get("algorithm") == "anil" and adapt == "all":
@@ -196,7 +196,7 @@ def train(
 
 @contextlib.contextmanager
 def _recorded(config: Config, about: dict[str, Any], fingerprint: dict[str, str]) -> Iterator[Path]:
-    """The folder of a run, locked, with what is to be known about it; of several workers the chief sees to it alone."""
+    """The folder of a run, locked and with its records written; with several workers only the chief does that."""
     if not replicas.is_chief():
         yield run_folder(config)
         return
@@ -211,12 +211,12 @@ def _recorded(config: Config, about: dict[str, Any], fingerprint: dict[str, str]
 
 
 def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any = None, **flags: Any) -> "OwnLearner":
-    """The learner of a run of one's own model; see `maml.load`.
+    """The learner of a run of `maml.train`; see `maml.load`.
 
     Args:
-        model: as it was trained; its weights are replaced by the learned ones.
-        loss: None: as the run's, where that is not a function.
-        adapt: None: as the run's, where that is not a function.
+        model: the model that was trained; its weights are replaced with the learned ones.
+        loss: None: that of the run, unless it was a function.
+        adapt: None: that of the run, unless it was a function.
     """
     folder, config = find_run(flags | {"logdir": os.fspath(logdir), "datasource": "own"})
     about = read_json(folder / ABOUT)
@@ -234,7 +234,7 @@ def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any
 
 
 class TestTable(NamedTuple):
-    """What a test measured, and how it prints itself.
+    """The result of a test; `print` shows it as a table.
 
     labels: of the columns: before adaptation, and after each inner step.
     values: [tasks, columns], accuracies or losses.
@@ -248,7 +248,7 @@ class TestTable(NamedTuple):
     measure: str
 
     def __str__(self) -> str:
-        """A line a column."""
+        """One line per column."""
         measured = zip(self.labels, self.result.mean, self.result.ci95, strict=True)
         rows = [[label, f"{mean:.4g}", f"± {ci95:.3g}"] for label, mean, ci95 in measured]
         return aligned([f"({len(self.values)} tasks)", self.measure, "95 % interval"], rows)
@@ -256,12 +256,13 @@ class TestTable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OwnLearner:
-    """A meta-trained model of one's own.
+    """A meta-trained model.
 
     config: the run's setting.
-    model: has `adapt` and `predict`.
-    weights: what was meta-learned; of several checkpoints, an ensemble: each adapts, and their outputs are averaged.
-    folder: of the run.
+    model: the algorithm, with the model inside.
+    weights: what was meta-learned; a list for an ensemble of checkpoints, which adapt separately and whose outputs
+        are averaged.
+    folder: the run's folder.
     """
 
     config: Config
@@ -273,7 +274,7 @@ class OwnLearner:
         """Learns a new task from its support set.
 
         Args:
-            x, y: as in the tasks, with any number of examples.
+            x, y: arrays as in the tasks, with any number of examples.
             num_updates: inner steps; None: as many as in training.
         """
         steps = self.config.num_updates if num_updates is None else num_updates
@@ -288,7 +289,7 @@ class OwnLearner:
         """Measures `count` tasks before adaptation and after each inner step.
 
         Args:
-            tasks: as for `maml.train`; of an object that knows splits, "test".
+            tasks: as for `maml.train`; an object that handles splits is asked for "test".
             num_updates: inner steps; None: as many as in training.
         """
         steps = self.config.num_updates if num_updates is None else num_updates
@@ -439,7 +440,7 @@ def _check_logits(outputs: tf.Tensor) -> None:
 
 
 def _about(model: Any, tasks: Any, loss: Any, adapt: Any, own: Any) -> dict[str, Any]:
-    """What a reader of the run wants to know of one's own code: its source, as text."""
+    """What a reader of the run wants to know of your own code: its source, as text."""
     forward = model[1] if isinstance(model, tuple) else type(model)
     return {
         "loss": loss if isinstance(loss, str) else _source(loss),

@@ -132,7 +132,7 @@ def left_out(data, folder: Path) -> list[str]:
 
 
 def data_notes(config: Config) -> list[str]:
-    """What of one's own images lies in more than one split."""
+    """What of your own images lies in more than one split."""
     from maml.tasks.class_folders import shared_between_splits
 
     if config.datasource != "folder" or not config.data_dir:

@@ -53,5 +53,5 @@ class NIL(MAML):
 
     @property
     def _network(self) -> Network:
-        assert isinstance(self.model, Network)  # a run of one's own model has no such test
+        assert isinstance(self.model, Network)  # a run of your own model has no such test
         return self.model

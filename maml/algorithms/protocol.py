@@ -1,4 +1,4 @@
-"""What training, testing and checkpoints ask of an algorithm. On one screen, so that another one is easily added."""
+"""The interface of an algorithm to training, testing and checkpoints: small, so that algorithms are easy to add."""
 
 import abc
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from maml.models.protocol import Model, Weights
 
 
 class Column(NamedTuple):
-    """One of the things that are measured on every task.
+    """One of the values measured on every task.
 
-    label: in the table of a test.
-    key: in the .csv of a test.
-    tag: in TensorBoard, after the measure's name.
+    label: its name in the table of a test.
+    key: its name in the .csv of a test.
+    tag: its name in TensorBoard, after that of the measure.
     """
 
     label: str
@@ -25,13 +25,13 @@ class Column(NamedTuple):
 
 
 class Algorithm(abc.ABC):
-    """A learner: `maml.algorithms.build` makes that of a config.
+    """A learner; `maml.algorithms.build` makes the one that a config describes.
 
-    Its state is a NamedTuple of tensors and dicts of tensors. `state.weights` is what is meta-learned; what else is in
-    it is the algorithm's own business.
+    Its state is a NamedTuple of tensors and dicts of tensors. `state.weights` is what is meta-learned; the rest is
+    private to the algorithm.
 
     config: the run's setting.
-    model: what it meta-learns.
+    model: the model that it meta-learns.
     """
 
     config: Config
@@ -39,31 +39,31 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def init_state(self) -> Any:
-        """The state before the first update, a function of the config's seed."""
+        """The state before the first update, determined by the config's seed."""
 
     @abc.abstractmethod
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
-        """The mean loss of a batch of training tasks, [], and what is to be done about it, by weight.
+        """The mean loss of a batch of training tasks, [], and by weight its gradient, or what `apply` takes for it.
 
         Args:
             episodes: the tasks, with a leading task axis.
-            iteration: how many updates came before, [].
+            iteration: the number of updates before this one, [].
         """
 
     def of_part(self, part: Part) -> "Algorithm":
-        """The learner of a part of each batch: itself, unless a task's place in the batch matters to `gradient`.
+        """The learner for one part of each batch: itself, unless `gradient` depends on a task's position in the batch.
 
-        The mean over the parts of what their learners find as loss and gradient is that of the whole batch.
+        The mean of the parts' losses and gradients must be that of the whole batch.
         """
         return self
 
     @abc.abstractmethod
     def apply(self, state: Any, gradients: Weights, iteration: tf.Tensor | int) -> Any:
-        """The state after the update by these gradients."""
+        """The state after an update with these gradients."""
 
     @abc.abstractmethod
     def adapt(self, weights: Weights, inputa: tf.Tensor, labela: tf.Tensor, num_updates: int) -> Any:
-        """What is learned from one task's support set, of any size, balanced or not; only `predict` reads it.
+        """What is learned from one task's support set, of any size, balanced or not; passed only to `predict`.
 
         Args:
             inputa, labela: [examples, …].
@@ -74,7 +74,7 @@ class Algorithm(abc.ABC):
         """Outputs of the same task's query set `inputb`, [examples, dim_output].
 
         Args:
-            adapted: what `adapt` made of the support set `inputa`.
+            adapted: what `adapt` returned for the support set `inputa`.
         """
 
     @abc.abstractmethod
@@ -82,32 +82,32 @@ class Algorithm(abc.ABC):
         """The measures "loss" and, for classification, "accuracy" of every task: [tasks, columns].
 
         Args:
-            weights: what was meta-learned; some algorithms take those of several checkpoints, an ensemble.
-            num_updates: inner steps, where the algorithm takes as many as it is asked for.
+            weights: what was meta-learned; for some algorithms also a list, those of several checkpoints (an ensemble).
+            num_updates: inner steps, for algorithms that have them.
         """
 
     @abc.abstractmethod
     def columns(self, num_updates: int) -> list[Column]:
-        """What the columns of `evaluate` are."""
+        """The columns of what `evaluate` returns."""
 
     @property
     @abc.abstractmethod
     def reported(self) -> tuple[int, ...]:
-        """The columns that the lines printed in training show; the last chooses the best checkpoint."""
+        """The columns printed during training; the last one determines the best checkpoint."""
 
     def adaptation(self, weights: Weights, episodes: Episodes) -> Iterator[tuple[str, Any]]:
-        """What a training update computes inside, in its order, as (name, tensors): for finding what is not finite."""
+        """The intermediate results of an update, in order, as (name, tensors): to find the first that is not finite."""
         return iter(())
 
     def charts(self, weights: Weights, iteration: int) -> dict[str, float]:
-        """What else TensorBoard shows as curves, by tag: what is learned or scheduled and is but a few numbers."""
+        """Further TensorBoard curves, by tag: a few numbers that are learned or scheduled."""
         return {}
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
-        """The name under which a checkpoint keeps each weight."""
+        """The name of each weight in checkpoints."""
         return self.model.checkpoint_names(weights)
 
     @property
     def compiled(self) -> bool:
-        """Whether XLA is to compile what it computes."""
+        """Whether to compile its computations with XLA."""
         return self.model.compiled

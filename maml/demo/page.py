@@ -1,4 +1,4 @@
-"""The page: symbols to draw, a curve to click, images of one's own. Gradio shows it, on this machine alone."""
+"""The page: symbols to draw, a curve to click, images of your own. Gradio shows it, on this machine alone."""
 
 import base64
 import html
@@ -33,7 +33,7 @@ def demo(learner: Learner | None = None, **launch: Any) -> Any:
     """Starts the page and returns Gradio's Blocks; `launch` goes to its `launch`.
 
     Args:
-        learner: for images of one's own; None: those two tabs alone for which there are runs in pretrained/.
+        learner: for images of your own; None: those two tabs alone for which there are runs in pretrained/.
 
     Raises:
         UserError: Gradio is not installed, or there is nothing to show.

@@ -1,1 +1,1 @@
-"""What is meta-learned: the official networks, and one's own."""
+"""What is meta-learned: the official networks, and your own."""

@@ -121,7 +121,7 @@ def _only_layer_behind(model: Any) -> dict[Any, Any]:
     return {layer: read[0] for layer, read in readers.items() if len(read) == calls.get(layer) == 1}
 
 
-# Below, types and functions are compared, not their names: a layer of one's own may be called like one of Keras'.
+# Below, types and functions are compared, not their names: a layer of your own may be called like one of Keras'.
 
 
 def _graph_of(model: Any) -> Any:

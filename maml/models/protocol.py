@@ -1,4 +1,4 @@
-"""What the learners ask of a model. The official networks are models, and so is one of your own."""
+"""The interface between a learner and a model. The official networks implement it, and so can a model of your own."""
 
 import abc
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Body = Callable[..., tf.Tensor]
 
 
 class Model(abc.ABC):
-    """A network, apart from its weights: how they begin, and what is computed with them.
+    """A network without its weights: how they are initialized, and what is computed from them.
 
     A model knows nothing of tasks: it sees one task's examples and one set of weights at a time.
 
@@ -20,8 +20,8 @@ class Model(abc.ABC):
         norms: names of the normalizations' shifts and scales.
         input_shape: of an example.
         dtype: floating-point type of weights, inputs and outputs.
-        compiled: whether XLA is to compile it, and all tasks of a batch are to be computed side by side. That
-            pays for small dense layers, which drown in op dispatch; on a processor not for convolutions.
+        compiled: whether to compile it with XLA and compute all tasks of a batch side by side. This pays off
+            for small dense layers, which are dominated by op dispatch, but not for convolutions on a CPU.
     """
 
     adapted: frozenset[str]
@@ -33,24 +33,23 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def init(self, seed: int) -> Weights:
-        """Fresh weights, a function of `seed` alone."""
+        """Initial weights, determined by `seed` alone."""
 
     @abc.abstractmethod
     def apply(self, weights: Weights, inputs: tf.Tensor, reference: int | tf.Tensor | None = None) -> tf.Tensor:
         """Outputs [examples, …] of one task's inputs [examples, …].
 
         Args:
-            reference: batch-norm takes its statistics from so many examples, the first ones, instead of
-                from all. For prediction only.
+            reference: take batch-norm's statistics from only the first so many examples. For prediction only.
         """
 
     def parts(self) -> tuple["Body", "Model"] | None:
-        """The body, a function of weights, inputs and reference, and the head, a model of what that returns.
+        """The body, a function of weights, inputs and reference, and the head, a model on top of its outputs.
 
-        None where a model is not two such parts, one behind the other.
+        None if the model does not consist of two such parts.
         """
         return None
 
     def checkpoint_names(self, weights: Weights) -> dict[str, str]:
-        """The name under which a checkpoint keeps each weight."""
+        """The name of each weight in checkpoints."""
         return {name: name for name in weights}

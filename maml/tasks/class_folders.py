@@ -1,4 +1,4 @@
-"""Folders of classes: one's own images, and data sets that are handed out as folders.
+"""Folders of classes: your own images, and data sets that are handed out as folders.
 
 <data folder>/train/<class>/<image>     the same for val (or validation, valid) and test
 <data folder>/train/<kind>/<class>/…    every folder that holds images is a class, however deep it lies

@@ -1,6 +1,6 @@
 """Images of a data set's split, as one uint8 array.
 
-`load_split` reads Omniglot (archives or folders) and folders of classes (miniImageNet, one's own
+`load_split` reads Omniglot (archives or folders) and folders of classes (miniImageNet, your own
 data), and keeps the result prepared on disk.
 """
 
@@ -40,7 +40,7 @@ def load_split(
     """The images of a split, from the cache if they were prepared before.
 
     Args:
-        datasource: "omniglot", "miniimagenet", or "folder" for one's own train/, val/ and test/
+        datasource: "omniglot", "miniimagenet", or "folder" for your own train/, val/ and test/
             folders of class folders.
         data_dir: its folder; "" for the default.
         split: "train", "val" or "test".
@@ -72,7 +72,7 @@ def load_split(
 
 
 def own_size(data_dir: str) -> tuple[int, int] | None:
-    """Size and channels of one's own images: as they were prepared, or those of the images themselves.
+    """Size and channels of your own images: as they were prepared, or those of the images themselves.
 
     None if they have several sizes, are no squares, or cannot be looked at; loading them says why.
     """
@@ -94,7 +94,7 @@ def own_size(data_dir: str) -> tuple[int, int] | None:
 
 
 def sized(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Flags with the size and channels of one's own images, where they were not given; and notes for the user."""
+    """Flags with the size and channels of your own images, where they were not given; and notes for the user."""
     found = own_size(given["data_dir"]) if given.get("datasource") == "folder" and given.get("data_dir") else None
     if not found:
         return given, []

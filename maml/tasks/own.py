@@ -1,4 +1,4 @@
-"""Tasks of one's own: functions, lists, data sets of tasks, or objects that make batches of them.
+"""Tasks of your own: functions, lists, data sets of tasks, or objects that make batches of them.
 
 A task is (support x, support y, query x, query y), arrays or structures of arrays with a leading axis of examples. It
 is a function of (seed, split, number): a run repeats and resumes.
@@ -225,7 +225,7 @@ def folder_tasks(
     queries: int = 15,
     seed: int = 0,
 ) -> FolderTasks:
-    """Few-shot tasks of one's own images, for `maml.train`.
+    """Few-shot tasks of your own images, for `maml.train`.
 
     Args:
         data_dir: with train/, val/ and test/, each with a folder of images a class.

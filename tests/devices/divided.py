@@ -50,7 +50,7 @@ REPLICAS = {"maml, images": (2, 4)}
 
 
 def own_task(rng: np.random.Generator) -> tuple:
-    """A task of one's own."""
+    """A task of your own."""
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
     return x[:3], y[:3], x[3:], y[3:]
 

@@ -100,7 +100,7 @@ def test_pooling_behind_batch_norm_is_the_kernels(name):
 
 
 class ReLU(L.ReLU):
-    """A layer of one's own that is called like Keras'."""
+    """A layer of your own that is called like Keras'."""
 
     def call(self, inputs):
         return -inputs
@@ -114,7 +114,7 @@ class Renamed(keras.Sequential):
 
 
 def tanh(x):
-    """A function of one's own that is called like Keras'."""
+    """A function of your own that is called like Keras'."""
     return -x
 
 

@@ -1,4 +1,4 @@
-"""A model, a loss and tasks of one's own: exact, resumable, and one line for what does not fit."""
+"""A model, a loss and tasks of your own: exact, resumable, and one line for what does not fit."""
 
 import contextlib
 import os
