@@ -113,7 +113,7 @@ ALWAYS_SHOWN |= {"meta_lr", "update_lr", "num_updates", "norm", "seed"}
 
 def print_setting(config: Config) -> None:
     """Prints the setting, a line a kind: what matters, and what is not at its default."""
-    print(f"{styled('Setting', 'bold')} (what is not named has its default):")
+    print(f"{styled('Setting', 'bold')} (flags not shown have their defaults):")
     for kind, title in (("network", "network"), ("training", "training"), ("watch", "run"), ("call", "this call")):
         values = {name: getattr(config, name) for name in names_of(kind) if config.uses(name)}
         shown = [f"{k}={v}" for k, v in values.items() if k in ALWAYS_SHOWN or v != getattr(Config, k)]
@@ -168,7 +168,7 @@ def run_training(config: Config, notes: list[str]) -> int:
         trained = train(config, algorithms.build(config), data, folder)
     done = trained.progress.iteration
     if not trained.finished:
-        print(f"\nStopped at iteration {done} and saved; the same command goes on from there.")
+        print(f"\nStopped at iteration {done} and saved; run the same command to resume.")
         return 130
     if trained.iterations:
         now = "" if trained.iterations == done else f", {trained.iterations} of them now,"
@@ -407,7 +407,7 @@ def main(argv: list[str]) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # outside the training loop, which saves and says so
-        print("main.py: interrupted; the same command goes on or begins anew", file=sys.stderr)
+        print("main.py: interrupted; run the same command to resume or start over", file=sys.stderr)
         return 130
 
 

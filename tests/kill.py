@@ -132,7 +132,7 @@ def kill_and_resume(source: str, kills: int, seed: int, folder: Path, flags: tup
     def take(from_iteration: int) -> None:
         """Compares what a process printed with the lines that should stand there."""
         text = printed(killed)
-        went_on = re.search(r"Going on from iteration (\d+)", text)
+        went_on = re.search(r"Resuming from iteration (\d+)", text)
         assert went_on is None or int(went_on[1]) == from_iteration, f"not from {from_iteration}: {text}"
         lines = results(text)
         if lines:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     parts = ", ".join(f"{size} {split}" for size, split in zip(sizes, SPLIT, strict=True))
     print(f"{args.data_dir}: ready, {parts} characters; train with --datasource=omniglot --data_dir={args.data_dir}")
@@ -113,7 +113,7 @@ def download(url: str, path: str) -> None:
             reason = str(error)
     have = os.path.getsize(path) if os.path.isfile(path) else 0
     raise UserError(
-        f"{url}: the download broke off after {have} bytes ({reason}); run the same command to go on, or name another "
+        f"{url}: the download broke off after {have} bytes ({reason}); run the same command to continue, or name another "
         "--mirror"
     )
 
@@ -188,7 +188,7 @@ def _append(file: BinaryIO, chunk: bytes, path: str) -> None:
             chunk = chunk[file.write(chunk) :]
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error.strerror}); make room and run the same command to go on"
+            f"{path} could not be written ({error.strerror}); make room and run the same command to continue"
         ) from error
 
 

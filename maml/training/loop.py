@@ -140,7 +140,7 @@ class _Training:
         self.pending, self.best = [tuple(row) for row in progress.pending], progress.best
         self.skipped = progress.skipped
         if self.start and self.chief:
-            print(f"Going on from iteration {self.start} ({folder})")
+            print(f"Resuming from iteration {self.start} ({folder})")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

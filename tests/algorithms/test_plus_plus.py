@@ -180,7 +180,7 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys, eagerly):
     for path in folder.glob("model6.*"):
         path.unlink()
     assert run_here(*whole) == 0
-    assert "Going on from iteration 3" in capsys.readouterr().out
+    assert "Resuming from iteration 3" in capsys.readouterr().out
     assert any(name.startswith("alpha/") for name in first) and first["model/0/gamma"].shape == (2, 2)
     for name, values in tensors(folder).items():
         np.testing.assert_array_equal(values, first[name], name)

@@ -190,7 +190,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(here, capsys, monkeypatch)
 
     monkeypatch.setattr("maml.training.memory.check_memory", interrupted)
     assert run_here(*SINE) == 130
-    assert capsys.readouterr().err == "main.py: interrupted; the same command goes on or begins anew\n"
+    assert capsys.readouterr().err == "main.py: interrupted; run the same command to resume or start over\n"
     monkeypatch.setattr("maml.comparison.compare", interrupted)
     monkeypatch.setattr("sys.argv", ["compare", "a"])
     assert comparison.main() == 130

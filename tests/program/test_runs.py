@@ -68,7 +68,7 @@ def test_other_images_are_another_run_and_moved_ones_are_not(here, capsys, eager
     assert "than those of B" in error and "--resume=False" in error
     (here / "A").rename(here / "moved")
     assert run_here(*IMAGES, "--data_dir=moved", "--logdir=logs", "--metatrain_iterations=3") == 0
-    assert "Going on from iteration 2" in capsys.readouterr().out
+    assert "Resuming from iteration 2" in capsys.readouterr().out
 
 
 def test_a_run_under_an_older_name_with_another_seed_is_refused(here):

@@ -116,5 +116,5 @@ def test_a_run_may_go_on_in_parts(tmp_path, monkeypatch, capsys, eagerly):
     flags = ("--norm=None", "--meta_batch_size=2", "--val_tasks=0")
     assert run_here(*flags, "--metatrain_iterations=2") == 0
     assert run_here(*flags, "--metatrain_iterations=4", "--accumulate=2") == 0
-    assert "Going on from iteration 2" in capsys.readouterr().out
+    assert "Resuming from iteration 2" in capsys.readouterr().out
     assert maml.load("logs").config.accumulate == 2

@@ -84,7 +84,7 @@ def test_training_goes_on_from_it(released, capsys):
     flags = ("--logdir=released", "--metatrain_iterations=59002", "--val_tasks=0", "--log=False")
     flags += ("--test_num_updates=5",)  # starts faster than with ten
     assert run_here(*OFFICIAL_COMMAND, *flags) == 0
-    assert "Going on from iteration 59000" in capsys.readouterr().out
+    assert "Resuming from iteration 59000" in capsys.readouterr().out
     newest = checkpoints.list_checkpoints(released)[-1]
     assert newest.iteration == 59002
     model = MAML(Config.from_flags({"datasource": "miniimagenet"}))

@@ -136,4 +136,4 @@ def _write(path: str, data: bytes) -> None:
     except OSError as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        raise UserError(f"{path} could not be written ({error.strerror}); run the same command to go on") from error
+        raise UserError(f"{path} could not be written ({error.strerror}); run the same command to continue") from error
