@@ -53,6 +53,13 @@ BREAKAGES = [
         SECOND,
     ),
     Breakage(
+        "second derivative of batch-norm without its path through the first derivative",
+        "maml/kernels/batch_norm.py",
+        "of_y * y + of_dx * dx + of_ddout",
+        "of_y * y + of_ddout",
+        (*SECOND, "core/test_modes", "kernels/test_batch_norm"),
+    ),
+    Breakage(
         "second derivative of batch-norm with pooling without its dependence on the variance",
         "maml/kernels/batch_norm.py",
         "(2 * r * r * b * d - r * e) * y",

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from maml import machine
 from maml.config import Config
-from maml.kernels.batch_norm import batch_norm_pool, standardize
+from maml.kernels.batch_norm import batch_norm, batch_norm_pool, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
@@ -362,13 +362,12 @@ def normalize(inp: tf.Tensor, weights: Weights, layer: int, network: Network, re
     (transductive), or by those of its first `reference` examples. It has a shift, but officially no scale.
     Layer-norm standardizes every example, and has both.
     """
-    axes = list(range(len(inp.shape)))
     if network.norm == "None":
         return inp
     if network.norm == "batch_norm":
-        standard = standardize(inp, axes[:-1], network.epsilon, reference)
+        standard = batch_norm(inp, network.epsilon, reference)
     else:
-        standard = standardize(inp, axes[1:], LAYER_NORM_EPSILON)
+        standard = standardize(inp, list(range(1, len(inp.shape))), LAYER_NORM_EPSILON)
     return shifted(standard, weights, layer, network)
 
 

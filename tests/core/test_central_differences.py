@@ -19,7 +19,7 @@ from tests.reference import Setting, find_nonsmooth, tasks_of
 from tests.tiny import NETWORKS, NORMS, flatten, tiny_episodes, tiny_model, tiny_weights
 
 TOLERANCE = 1e-6
-STEPS = {1: 1e-6, 5: 3e-7}  # h, by inner updates
+STEPS = {1: 1e-6, 2: 1e-6, 5: 3e-7}  # h, by inner updates
 DIRECTIONS = 2
 COORDINATES = 2  # of every weight
 
@@ -64,6 +64,21 @@ def test_meta_gradient_equals_central_differences(network, norm, num_updates):
     model = tiny_model(network, norm, num_updates=num_updates)
     weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2, tasks=2 if num_updates == 1 else 1)
     _, gradient = model.gradient(weights, episodes, 0)
+    check(model, weights, episodes, gradient)
+
+
+@pytest.mark.parametrize("network", ["strided, mean head", "pooled, flat head"])
+def test_meta_gradient_by_the_kernels_of_a_graph_equals_central_differences(network):
+    """Eagerly the plain forms are taken."""
+    model = tiny_model(network, "batch_norm", num_updates=2)
+    weights, episodes = tiny_weights(model, 1), tiny_episodes(model, 2, tasks=1)
+    _, gradient = tf.function(model.gradient, autograph=False)(weights, episodes, 0)
+    check(model, weights, episodes, gradient)
+
+
+def check(model: MAML, weights: Weights, episodes, gradient: Weights) -> None:
+    """Compares a meta-gradient with central differences along directions and coordinates."""
+    num_updates = model.config.num_updates
     line = Line(model, weights, episodes)
     slope = flatten(gradient, line.names)
     rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""The closed form of batch-norm with pooling is its plain form, to second order."""
+"""The closed forms of batch-norm, with pooling and without, are their plain forms, to second order."""
 
 import functools
 
@@ -28,11 +28,22 @@ def test_both_forms_agree_through_an_inner_step(height, width, jit, sign):
     assert_same_to_second_order(fast_form, plain_form, images(height, width), jit=jit)
 
 
-def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only():
+@pytest.mark.parametrize("jit", [None, False, True])
+def test_both_forms_without_pooling_agree_through_an_inner_step(jit):
+    fast_form = functools.partial(batch_norm._standardized, epsilon=0.001)
+    plain_form = functools.partial(batch_norm.standardize, axes=[0, 1, 2], epsilon=0.001)
+    assert_same_to_second_order(fast_form, plain_form, images(5, 4), jit=jit)
+
+
+@pytest.mark.parametrize("form", [batch_norm.batch_norm, batch_norm.batch_norm_pool])
+def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only(form):
     x = images(4, 4)
 
     def fused(signature):
-        graph = tf.function(lambda x: batch_norm.batch_norm_pool(x, 0.001), autograph=False)
+        def gradient(x):
+            return tf.gradients(form(x, 0.001), x)
+
+        graph = tf.function(gradient, autograph=False)
         names = [op.type for op in graph.get_concrete_function(signature).graph.get_operations()]
         return any("PartitionedCall" in name for name in names)
 
