@@ -22,7 +22,7 @@ _MOST_NEIGHBORS = 10  # in a partial sum; measured
 
 
 def batch_norm(inp: tf.Tensor, epsilon: float, reference: int | tf.Tensor | None = None) -> tf.Tensor:
-    """y = (x − mean) / √(variance + ε); mean and variance of each channel.
+    """Standardization, y = (x − mean) / √(variance + ε), with mean and variance of each channel.
 
     Args:
         inp: x, [examples, …, channels].

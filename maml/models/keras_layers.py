@@ -1,6 +1,7 @@
 """What Keras layers need to be exact to second order, and fast."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from maml.errors import UserError
-from maml.kernels.batch_norm import batch_norm_pool
+from maml.kernels.batch_norm import batch_norm, batch_norm_pool
 
 # Activations that keep the order of what they are given, so that the largest entry stays the largest.
 INCREASING = {"linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "sigmoid", "tanh", "softplus", "softsign"}
@@ -45,33 +46,36 @@ def refuse_inexact(model: Any) -> None:
         behind = behind or bool(layer.trainable_variables and not hasattr(layer, "layers"))
 
 
-def pools_behind_batch_norm(model: Any) -> dict[Any, Any]:
-    """{batch-norm: the 2×2 max pooling behind it}, where nothing stands between but activations that keep the order.
+def batch_norms(model: Any) -> dict[Any, Any]:
+    """{batch-norm: the 2×2 max pooling after it, or None}.
 
-    Pooling may then come first, which `batch_norm_pool` does in one with the normalization.
+    Only activations that keep the order may stand between them: then pooling may come first, which `batch_norm_pool`
+    does in one with the normalization.
     """
-    found, behind = {}, _only_layer_behind(model)
-    for layer in behind:
-        if not _is_plain_batch_norm(layer):
-            continue
+    behind, found = _only_layer_behind(model), {}
+    for layer in filter(_is_plain_batch_norm, layers_of(model)):
         after = behind.get(layer)
         while after is not None and _keeps_order(after):
             after = behind.get(after)
-        if after is not None and _pools_by_two(after):
-            found[layer] = after
+        found[layer] = after if after is not None and _pools_by_two(after) else None
     return found
 
 
 @contextlib.contextmanager
-def pooled_first(pools: dict[Any, Any]) -> Iterator[None]:
-    """While a model is traced: each batch-norm pools, and the pooling behind it passes on what it is given."""
-    for norm, pool in pools.items():
-        object.__setattr__(norm, "call", lambda inputs, *_, norm=norm, **__: _pooled_batch_norm(norm, inputs))
-        object.__setattr__(pool, "call", lambda inputs: inputs)
+def by_kernels(norms: dict[Any, Any]) -> Iterator[None]:
+    """While a model is traced: these batch-norms are computed by our kernels, each with the pooling after it.
+
+    A layer that is called with `training=False`, as in `base(inputs, training=False)`, keeps its running statistics.
+    """
+    changed = [layer for layer in (*norms, *norms.values()) if layer is not None]
+    for norm, pool in norms.items():
+        object.__setattr__(norm, "call", functools.partial(_normalized, norm, pool))
+        if pool is not None:
+            object.__setattr__(pool, "call", lambda inputs: inputs)
     try:
         yield
     finally:
-        for layer in (*pools, *pools.values()):
+        for layer in changed:
             object.__delattr__(layer, "call")
 
 
@@ -98,13 +102,16 @@ def body_and_head(model: Any, variables: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _pooled_batch_norm(norm: Any, inputs: tf.Tensor) -> tf.Tensor:
+def _normalized(norm: Any, pool: Any, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+    if not training or mask is not None or len(inputs.shape) != 4:
+        normalized = type(norm).call(norm, inputs, training=training, mask=mask)
+        return normalized if pool is None else type(pool).call(pool, normalized)
     scale, shift = (
         None if variable is None else tf.convert_to_tensor(variable) for variable in (norm.gamma, norm.beta)
     )
-    pooled = batch_norm_pool(inputs, norm.epsilon, scale)
-    pooled = pooled if scale is None else pooled * scale
-    return pooled if shift is None else pooled + shift
+    out = batch_norm(inputs, norm.epsilon) if pool is None else batch_norm_pool(inputs, norm.epsilon, scale)
+    out = out if scale is None else out * scale
+    return out if shift is None else out + shift
 
 
 def _only_layer_behind(model: Any) -> dict[Any, Any]:

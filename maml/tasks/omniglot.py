@@ -113,8 +113,8 @@ def download(url: str, path: str) -> None:
             reason = str(error)
     have = os.path.getsize(path) if os.path.isfile(path) else 0
     raise UserError(
-        f"{url}: the download broke off after {have} bytes ({reason}); run the same command to continue, or name another "
-        "--mirror"
+        f"{url}: the download broke off after {have} bytes ({reason}); run the same command to continue, or name "
+        "another --mirror"
     )
 
 

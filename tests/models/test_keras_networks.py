@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.peer_keras import keras_network, learner_of, official_order
-from maml.models.keras_layers import pools_behind_batch_norm
+from maml.models.keras_layers import batch_norms
 from maml.models.keras_model import KerasModel
 from tests.core.test_golden import FILES, TOLERANCE, load
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
@@ -67,11 +67,17 @@ NOT_ROUTED = {
 }
 
 
-@pytest.mark.parametrize("name", ROUTED)
-def test_pooling_behind_batch_norm_is_the_kernels(name):
+def pools_of(model):
+    """The poolings that are computed with the batch-norm before them."""
+    return [pool for pool in batch_norms(model).values() if pool]
+
+
+@pytest.mark.parametrize("name", [*ROUTED, "alone"])
+def test_batch_norm_and_pooling_behind_it_are_the_kernels(name):
     """With scales of both signs, the same outputs and second derivatives as Keras' own layers give."""
-    network = KerasModel(sequence(*ROUTED[name], of(L.Flatten), of(L.Dense, 2)), dtype="float64")
-    assert len(network.pools) == 1
+    layers = ROUTED.get(name, (CONV, NORM, of(L.ReLU)))
+    network = KerasModel(sequence(*layers, of(L.Flatten), of(L.Dense, 2)), dtype="float64")
+    assert len(network.batch_norms) == 1 and len(pools_of(network.keras)) == (name in ROUTED)
     weights = {
         key: value + tf.random.stateless_normal(value.shape, [3, 4], dtype="float64")
         for key, value in network.init(0).items()
@@ -92,11 +98,33 @@ def test_pooling_behind_batch_norm_is_the_kernels(name):
 
         return tf.function(outputs_and_second_order, autograph=False)()
 
-    fast, network.pools = everything(), {}
+    fast, network.batch_norms = everything(), {}
     plain = everything()
     bias = network.names[1]  # before batch-norm: no gradient but rounding
     assert relative_error(fast, plain, [key for key in plain if key != bias]) < 1e-10
     assert np.isfinite(fast[bias]).all()
+
+
+class Frozen(keras.Model):
+    """A base whose batch-norm keeps its running statistics, and a head."""
+
+    def __init__(self, pool):
+        super().__init__()
+        layers = [L.Conv2D(3, 3), L.BatchNormalization(), L.ReLU(), *([L.MaxPooling2D()] * pool)]
+        self.base = keras.Sequential([keras.Input((9, 9, 2)), *layers])
+        self.flat, self.head = L.Flatten(), L.Dense(2)
+
+    def call(self, inputs):
+        return self.head(self.flat(self.base(inputs, training=False)))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_batch_norm_that_is_called_for_inference_stays_so(pool):
+    model, x = Frozen(pool), tf.random.stateless_normal([4, 9, 9, 2], [1, 2])
+    expected = model(x)
+    network = KerasModel(model)
+    assert network.batch_norms
+    np.testing.assert_allclose(network.apply(network.init(0), x), expected, rtol=1e-5, atol=1e-6)
 
 
 class ReLU(L.ReLU):
@@ -119,15 +147,15 @@ def tanh(x):
 
 
 def test_what_is_only_called_like_keras_own_stays_as_it_is():
-    assert not pools_behind_batch_norm(sequence(CONV, NORM, of(ReLU), POOL))
-    assert not pools_behind_batch_norm(sequence(CONV, NORM, of(L.Activation, tanh), POOL))
+    assert not pools_of(sequence(CONV, NORM, of(ReLU), POOL))
+    assert not pools_of(sequence(CONV, NORM, of(L.Activation, tanh), POOL))
     layers = [make(dtype="float64") for make in ROUTED["ReLU"]]
-    assert not pools_behind_batch_norm(Renamed([keras.Input((9, 9, 2)), *layers]))
+    assert not pools_of(Renamed([keras.Input((9, 9, 2)), *layers]))
 
 
 @pytest.mark.parametrize("name", NOT_ROUTED)
 def test_other_pooling_stays_as_it_is(name):
-    assert not pools_behind_batch_norm(sequence(*NOT_ROUTED[name]))
+    assert not pools_of(sequence(*NOT_ROUTED[name]))
 
 
 def test_what_is_read_before_it_is_pooled_stays_as_it_is():
@@ -135,7 +163,7 @@ def test_what_is_read_before_it_is_pooled_stays_as_it_is():
     normed = L.BatchNormalization()(inputs)
     pooled = L.MaxPooling2D()(L.ReLU()(normed))
     both = L.Concatenate()([L.Flatten()(pooled), L.Flatten()(normed)])
-    assert not pools_behind_batch_norm(keras.Model(inputs, both))
+    assert not pools_of(keras.Model(inputs, both))
 
 
 @pytest.mark.parametrize("how", ["added one by one", "within another", "called before"])
@@ -151,15 +179,15 @@ def test_pooling_is_found_however_the_model_was_made(how):
     else:
         model = plain
         model(keras.Input((9, 9, 2)))
-    assert len(pools_behind_batch_norm(model)) == 1
+    assert len(pools_of(model)) == 1
 
 
 def test_a_layer_that_is_called_twice_or_is_returned_stays_as_it_is():
     inputs, norm, pool = keras.Input((8, 8, 2)), L.BatchNormalization(), L.MaxPooling2D()
     twice = L.Flatten()(pool(norm(norm(inputs))))
-    assert not pools_behind_batch_norm(keras.Model(inputs, twice))
+    assert not pools_of(keras.Model(inputs, twice))
     normed = L.BatchNormalization()(inputs)
-    assert not pools_behind_batch_norm(keras.Model(inputs, [normed, L.MaxPooling2D()(normed)]))
+    assert not pools_of(keras.Model(inputs, [normed, L.MaxPooling2D()(normed)]))
 
 
 def test_a_model_is_left_as_it_was():
