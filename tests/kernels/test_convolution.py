@@ -1,4 +1,4 @@
-"""Convolutions of images as products of their patches are convolutions, to second order."""
+"""Convolutions as products of patches are convolutions, to second order."""
 
 import functools
 
@@ -13,9 +13,9 @@ from tests.kernels.through import assert_same_to_second_order
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize(("channels", "most"), [(1, 10_000), (3, 10_000), (3, 10), (5, 10_000)])
+@pytest.mark.parametrize(("channels", "most"), [(1, 10_000), (3, 10_000), (3, 10), (5, 10_000), (5, 10)])
 def test_both_forms_agree_through_an_inner_step(monkeypatch, channels, most, size, stride):
-    """Gray and color images; images whose patches are too many; feature maps."""
+    """Gray and color images, and small feature maps; those whose patches are too many."""
     monkeypatch.setattr(convolution, "_MOST_PATCHES", most)
     rng = np.random.default_rng(0)
     inp, kernel = (
@@ -57,9 +57,9 @@ def test_on_a_gpu_the_number_of_examples_may_be_unknown(monkeypatch):
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("channels", "patches"), [(3, True), (4, False)])
-def test_images_alone_become_patches(channels, patches):
+@pytest.mark.parametrize(("size", "channels", "patches"), [(40, 3, True), (4, 4, True), (40, 4, False)])
+def test_images_and_small_feature_maps_become_patches(size, channels, patches):
     graph = tf.function(functools.partial(convolution.conv2d, stride=1)).get_concrete_function(
-        tf.TensorSpec([2, 4, 4, channels]), tf.TensorSpec([3, 3, channels, 4])
+        tf.TensorSpec([2, size, size, channels]), tf.TensorSpec([3, 3, channels, 4])
     )
     assert ("MatMul" in {op.type for op in graph.graph.get_operations()}) == patches
