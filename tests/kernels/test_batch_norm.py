@@ -35,6 +35,17 @@ def test_both_forms_without_pooling_agree_through_an_inner_step(jit):
     assert_same_to_second_order(fast_form, plain_form, images(5, 4), jit=jit)
 
 
+def test_without_pooling_it_rounds_no_more_than_the_plain_form():
+    """In float32, with a mean of 20 standard deviations."""
+    x = tf.constant(np.random.default_rng(0).normal(1, 0.05, [20, 7, 7, 64]), tf.float32)
+    exact = batch_norm.standardize(tf.cast(x, tf.float64), [0, 1, 2], 0.001)
+
+    def error(y):
+        return np.abs(y - exact).max()
+
+    assert error(batch_norm._standardized(x, 0.001)) <= 1.5 * error(batch_norm.standardize(x, [0, 1, 2], 0.001))
+
+
 @pytest.mark.parametrize("form", [batch_norm.batch_norm, batch_norm.batch_norm_pool])
 def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only(form):
     x = images(4, 4)
