@@ -86,8 +86,7 @@ class Learner:
 
     config: the run's setting.
     model: the algorithm, which adapts and predicts.
-    weights: what was meta-learned; a list for an ensemble of checkpoints, which adapt separately and whose outputs
-        are averaged.
+    weights: what was meta-learned; a list for an ensemble: each adapts by itself, and their outputs are averaged.
     checkpoint: the checkpoint that the weights are from.
     """
 

@@ -260,8 +260,7 @@ class OwnLearner:
 
     config: the run's setting.
     model: the algorithm, with the model inside.
-    weights: what was meta-learned; a list for an ensemble of checkpoints, which adapt separately and whose outputs
-        are averaged.
+    weights: what was meta-learned; a list for an ensemble: each adapts by itself, and their outputs are averaged.
     folder: the run's folder.
     """
 
