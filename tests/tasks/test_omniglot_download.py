@@ -124,7 +124,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path, server):
 def test_the_next_run_goes_on_where_the_last_one_gave_up(tmp_path, server):
     server.cut = [1000] * 3
     message = refusal(tmp_path, server)
-    assert "broke off after 3000 bytes" in message and "to go on" in message
+    assert "broke off after 3000 bytes" in message and "to continue" in message
     assert contents(tmp_path) == {BACKGROUND + ".part": CONTENT[BACKGROUND][:3000]}
     fetch(tmp_path, server)
     assert contents(tmp_path) == CONTENT

@@ -69,7 +69,7 @@ def test_a_training_in_three_parts_ends_like_one_in_one(tmp_path, flags, capsys,
     assert identical(whole.state, part.state)
     assert whole.progress.best == part.progress.best > -np.inf
     assert scalars(tmp_path / "whole") == scalars(tmp_path / "parts")
-    parts = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Going on")]
+    parts = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Resuming from")]
     assert parts == lines
 
 
@@ -231,7 +231,7 @@ def test_skipped_updates_leave_no_trace_but_their_count(tmp_path, monkeypatch, c
             parts = train(tmp_path / "parts", on_nan="skip", metatrain_iterations=stop)
     assert "Skipped so far: 1 updates that were not finite" in lines
     assert "Skipped so far: 2 updates that were not finite" in lines
-    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Going on")] == lines
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Resuming from")] == lines
     assert whole.progress.skipped == parts.progress.skipped == 2
     assert whole.state.metatrain.step == 58
     assert identical(whole.state, parts.state)
