@@ -28,6 +28,9 @@ def batch_norm(inp: tf.Tensor, epsilon: float, reference: int | tf.Tensor | None
         inp: x, [examples, …, channels].
         epsilon: ε.
         reference: how many examples, the first ones, the statistics are taken from; None: all.
+
+    Returns:
+        y, of x's shape.
     """
     if len(inp.shape) == 4 and _fast(inp, reference):
         return _standardized(inp, epsilon)
