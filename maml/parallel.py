@@ -1,6 +1,10 @@
 """Where the task axis is added: a function of one task becomes one of a batch of tasks.
 
 Everything else in this package computes with one task at a time.
+
+Means over tasks are taken in float64. A float32 number has 24 significant bits and a float64 number 53, so a sum of 2^k
+float32 numbers is exact if their exponents differ by no more than 29 − k: it is the same in any order, and however the
+tasks are divided over replicas.
 """
 
 import contextlib
@@ -47,7 +51,7 @@ def map_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any, side_by_side
 def mean_gradient(
     task_loss: Callable[[Weights, Any], tf.Tensor], weights: Weights, batch: Any, side_by_side: bool = False
 ) -> tuple[tf.Tensor, Weights]:
-    """The mean loss of a batch of tasks, [], and its gradient by the weights.
+    """The mean loss of a batch of tasks, [], and its gradient by the weights, in float64; see `rounded`.
 
     Every task's gradient is taken by itself, and then their mean: only one task's intermediate results are kept.
 
@@ -63,15 +67,46 @@ def mean_gradient(
             loss = task_loss(weights, task)
         return loss, dense(tape.gradient(loss, weights, unconnected_gradients="zero"))
 
+    tasks = tf.nest.flatten(batch)[0].shape[0]
     like = (tf.TensorSpec([], next(iter(weights.values())).dtype), weights)
     if side_by_side and not tf.executing_eagerly():
-        tasks = tf.nest.flatten(batch)[0].shape[0]
         copies = {name: tf.broadcast_to(weight, [tasks, *weight.shape]) for name, weight in weights.items()}
         values = map_tasks(of_task, (copies, batch), like, side_by_side)
         # Named one by one: XLA would fuse a plain sum with the sums over examples before it, into a slow loop.
-        return tf.nest.map_structure(lambda tensor: tf.add_n(tf.unstack(tensor)) / tasks, values)
-    values = map_tasks(lambda task: of_task((weights, task)), batch, like)
-    return tf.nest.map_structure(lambda tensor: tf.reduce_mean(tensor, 0), values)
+        sums = tf.nest.map_structure(lambda tensor: tf.add_n(exact(tf.unstack(tensor))), values)
+    else:
+        sums = sum_over_tasks(lambda task: of_task((weights, task)), batch, like)
+    return tf.nest.map_structure(lambda total: total / tasks, sums)
+
+
+def sum_over_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any) -> Any:
+    """The sum over a batch of what `of_task` returns, in float64, as many tasks at once as there are cores.
+
+    Args:
+        of_task, batch, like: see `map_tasks`.
+    """
+    of_task = tf.autograph.experimental.do_not_convert(of_task)
+    tasks = tf.nest.flatten(batch)[0].shape[0]
+
+    def add(number: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
+        values = of_task(tf.nest.map_structure(lambda tensor: tensor[number], batch))
+        return number + 1, tf.nest.map_structure(tf.add, sums, exact(values))
+
+    zeros = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tf.float64), like)
+    start = (tf.constant(0), zeros)
+    return tf.while_loop(lambda number, _: number < tasks, add, start, parallel_iterations=cores())[1]
+
+
+def exact(values: Any) -> Any:
+    """A structure of tensors as float64, whose sums over tasks do not depend on their order."""
+    return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float64), values)
+
+
+def rounded(found: tuple[tf.Tensor, Weights], weights: Weights) -> tuple[tf.Tensor, Weights]:
+    """A mean loss and its gradient by the weights, in the types of these."""
+    loss, gradients = found
+    dtype = next(iter(weights.values())).dtype
+    return tf.cast(loss, dtype), {name: tf.cast(slope, weights[name].dtype) for name, slope in gradients.items()}
 
 
 def dense(gradients: Weights) -> Weights:

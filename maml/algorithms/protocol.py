@@ -45,6 +45,8 @@ class Algorithm(abc.ABC):
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
         """The mean loss of a batch of training tasks, [], and by weight its gradient, or what `apply` takes for it.
 
+        In float64, the mean does not depend on how the batch is divided over replicas; see `maml.parallel`.
+
         Args:
             episodes: the tasks, with a leading task axis.
             iteration: the number of updates before this one, [].

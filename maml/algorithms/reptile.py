@@ -38,7 +38,7 @@ from maml.config import Config
 from maml.data_generator import WHOLE, Episodes, Part, random_orders
 from maml.models.official import Network
 from maml.models.protocol import Model, Weights
-from maml.parallel import map_tasks
+from maml.parallel import exact, map_tasks
 
 # Beside the numbers of the splits, from which the episodes are drawn.
 TRAINING, TESTING = 3, 4
@@ -151,7 +151,7 @@ class Reptile(Adapting):
         return (1 - done) * config.meta_step + done * config.meta_step_final
 
     def gradient(self, weights: Weights, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[tf.Tensor, Weights]:
-        """The mean loss of the minibatches, and what is taken for the gradient, φ − mean θ_k.
+        """The mean loss of the minibatches, and what is taken for the gradient, φ − mean θ_k, in float64.
 
         For Adam's state it is what is to be subtracted from it, likewise.
         """
@@ -165,11 +165,12 @@ class Reptile(Adapting):
             Task(episodes.inputa, episodes.labela, self.part.of(order)),
             Adapted(theta, v, tf.TensorSpec([], config.dtype)),
         )
+        theta, v, adapted = exact((theta, v, adapted))
         gradients = {name: theta[name] - tf.reduce_mean(after, 0) for name, after in adapted.weights.items()}
         if v:
             after = {name: after_all(v[name], adapted.v[name], config.inner_iters, self.part) for name in v}
             gradients |= {f"adam/v/{name}": v[name] - after[name] for name in v}
-            gradients["adam/step"] = tf.constant(-config.inner_iters * count, config.dtype)
+            gradients["adam/step"] = tf.constant(-config.inner_iters * count, tf.float64)
         return tf.reduce_mean(adapted.loss), gradients
 
     def apply(self, state: ReptileState, gradients: Weights, iteration: tf.Tensor | int) -> ReptileState:

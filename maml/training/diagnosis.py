@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from maml.algorithms.protocol import Algorithm
 from maml.data_generator import Episodes
+from maml.parallel import rounded
 
 
 def all_finite(tensors) -> tf.Tensor:
@@ -30,7 +31,7 @@ def _quantities(model: Algorithm, state: Any, episodes: Episodes, iteration: int
         yield f"weight {name} before the update", weight
     if not pretraining:
         yield from model.adaptation(state.weights, episodes)
-    loss, gradients = model.gradient(state.weights, episodes, iteration)
+    loss, gradients = rounded(model.gradient(state.weights, episodes, iteration), state.weights)
     yield "support loss before adaptation" if pretraining else "loss", loss
     for name, gradient in gradients.items():
         yield f"gradient of {name}", gradient

@@ -10,6 +10,7 @@ from maml.algorithms.protocol import Algorithm
 from maml.data_generator import Episodes, Part, TaskSource
 from maml.devices import replicas
 from maml.models.protocol import Weights
+from maml.parallel import exact, rounded
 from maml.training.diagnosis import all_finite
 
 MOST_SUMMARIES = 10  # in a call
@@ -32,7 +33,7 @@ class Updated(NamedTuple):
 
 def update(model: Algorithm, state: Any, episodes: Episodes, iteration: tf.Tensor | int) -> tuple[Any, tf.Tensor]:
     """One update on a batch of training tasks: the new state, and the loss before the update, []."""
-    loss, gradients = model.gradient(state.weights, episodes, iteration)
+    loss, gradients = rounded(model.gradient(state.weights, episodes, iteration), state.weights)
     return model.apply(state, gradients, iteration), loss
 
 
@@ -77,9 +78,9 @@ def batch_gradient(
         drawn: the batch, where it was drawn before.
     """
     if drawn:
-        return model.gradient(weights, drawn, iteration)
+        return rounded(model.gradient(weights, drawn, iteration), weights)
     of_part = compiled_alone(model, partial(part_gradient, model, data))
-    return replicas.mean(lambda part: of_part(weights, iteration, part))
+    return rounded(replicas.mean(lambda part: of_part(weights, iteration, part)), weights)
 
 
 def compiled_alone(model: Algorithm, compute: Callable[[Weights, tf.Tensor, Part], Any]) -> Callable[..., Any]:
@@ -97,11 +98,15 @@ def compiled_alone(model: Algorithm, compute: Callable[[Weights, tf.Tensor, Part
 def part_gradient(
     model: Algorithm, data: TaskSource, weights: Weights, iteration: tf.Tensor, part: Part
 ) -> tuple[tf.Tensor, Weights]:
-    """The mean loss of a part of an iteration's batch, [], and its gradient; with `--accumulate` piece by piece."""
+    """The mean loss of a part of an iteration's batch, [], and its gradient, in float64; see `maml.parallel`.
+
+    With `--accumulate` it is computed piece by piece.
+    """
     tasks, pieces = model.config.meta_batch_size, model.config.accumulate
 
     def of(part: Part) -> tuple[tf.Tensor, Weights]:
-        return model.of_part(part).gradient(weights, data.episodes("train", iteration, tasks, part), iteration)
+        episodes = data.episodes("train", iteration, tasks, part)
+        return exact(model.of_part(part).gradient(weights, episodes, iteration))
 
     if pieces == 1:
         return of(part)
@@ -109,7 +114,7 @@ def part_gradient(
     def body(piece: tf.Tensor, sums: Any) -> tuple:
         return piece + 1, tf.nest.map_structure(tf.add, sums, of(part.piece(piece, pieces)))
 
-    nothing = (tf.zeros([], model.config.dtype), tf.nest.map_structure(tf.zeros_like, weights))
+    nothing = tf.nest.map_structure(tf.zeros_like, exact((tf.zeros([]), weights)))
     sums = tf.while_loop(lambda piece, _: piece < pieces, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
     return tf.nest.map_structure(lambda total: total / pieces, sums)
 

@@ -1,7 +1,8 @@
 """Trains every algorithm for some updates on 1, 2 and (MAML) 4 replicas, and prints how far these differ, as JSON.
 
   python -m tests.devices.divided
-  python -m tests.devices.divided --updates=200 --dtype=float32 reptile protonet
+  python -m tests.devices.divided --updates=200 --dtype=float64 reptile protonet
+  python -m tests.devices.divided --updates=200 --xla "maml, sinusoid"
 
 A program of its own: how many devices the processor is, TensorFlow can be told once.
 """
@@ -27,8 +28,8 @@ from maml.training.updates import make_update
 from tests.image_fixtures import write_class_folders
 
 IMAGES = {"datasource": "folder", "image_size": 20, "channels": 1, "num_classes": 3, "update_batch_size": 1}
-IMAGES |= {"query_size": 2, "num_filters": 4, "max_pool": False, "meta_batch_size": 4, "dtype": "float64"}
-SINUSOID = {"norm": "None", "meta_batch_size": 4, "dtype": "float64", "update_batch_size": 3, "test_num_updates": 1}
+IMAGES |= {"query_size": 2, "num_filters": 4, "max_pool": False, "meta_batch_size": 4}
+SINUSOID = {"norm": "None", "meta_batch_size": 4, "update_batch_size": 3, "test_num_updates": 1}
 TWO = {"num_updates": 2, "test_num_updates": 2, "update_lr": 0.1}
 CASES = {
     "maml, sinusoid": SINUSOID,
@@ -42,7 +43,7 @@ CASES = {
     | {"algorithm": "reptile", "inner_iters": 3, "inner_batch": 2, "eval_inner_iters": 2, "train_shots": 2},
     "protonet": IMAGES | {"algorithm": "protonet", "train_num_classes": 3},
     "matching": IMAGES | {"algorithm": "matching", "train_num_classes": 3},
-    "keras": {"datasource": "own", "loss": "mse", "norm": "None", "meta_batch_size": 4, "dtype": "float64"},
+    "keras": {"datasource": "own", "loss": "mse", "norm": "None", "meta_batch_size": 4},
 }
 FEW = 2  # run eagerly: tracing takes longer
 UPDATES = {"maml, sinusoid": 200}
@@ -114,10 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="which; all unless given")
     parser.add_argument("--updates", type=int, help=f"{FEW} unless given, but {UPDATES}")
-    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float32")
     parser.add_argument("--each", action="store_true", help="of every weight")
+    parser.add_argument("--xla", action="store_true", help="compile what training compiles: longer than a few updates")
     given = parser.parse_args()
-    Network.compiled = False  # type: ignore[method-assign]  # XLA would take longer than the updates
+    if not given.xla:
+        Network.compiled = False  # type: ignore[method-assign]
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 4)
     found: dict[str, dict] = {}

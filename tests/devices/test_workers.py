@@ -16,8 +16,6 @@ from tests import kill
 from tests.command_line import ROOT, run_here
 from tests.kill import tensors
 
-# In float32 the gradient of a bias before batch-norm is nothing but rounding, which Adam turns into whole steps.
-EXACT = ("--dtype=float64",)
 TEST = ("--train=False", "--logdir=runs", "--test_tasks=50")
 
 
@@ -60,7 +58,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "whole"
     folder.mkdir()
     kill.write_data("folder", folder.parent / "data")
-    text = of_the_guide("yaml", *kill.WORKERS_FLAGS, *EXACT, "--metatrain_iterations=200")
+    text = of_the_guide("yaml", *kill.WORKERS_FLAGS, "--metatrain_iterations=200")
     for host, port in zip(("maml-0.maml", "maml-1.maml"), free_ports(2), strict=True):
         text = text.replace(f"{host}:2222", f"127.0.0.1:{port}")
     process, other = (shell(folder, text, JOB_COMPLETION_INDEX=str(index)) for index in range(2))
@@ -83,11 +81,11 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 def test_two_workers_end_like_one_and_test_to_the_same_bytes(trained, monkeypatch):
     (trained.parent / "one").mkdir()
     monkeypatch.chdir(trained.parent / "one")
-    assert run_here(*kill.WORKERS_FLAGS, *EXACT, "--metatrain_iterations=20") == 0
+    assert run_here(*kill.WORKERS_FLAGS, "--metatrain_iterations=20") == 0
     one, two = tensors(Path(), "model", 20), tensors(trained, "model", 20)
     assert one.keys() == two.keys()
     for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, atol=1e-9 * np.abs(value).max(initial=0), rtol=1e-9)
+        np.testing.assert_array_equal(two[name], value)
     monkeypatch.chdir(trained)
     assert run_here(*TEST) == 0
     (file,) = trained.glob("runs/*/test*.pkl")
@@ -163,11 +161,11 @@ def test_a_model_of_ones_own_is_trained_and_tested_by_two_workers(tmp_path):
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     assert set(one) == set(two) and len(one) == 5
     for name, values in one.items():
-        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(two[name], values)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
 def test_a_killed_worker_is_noticed_and_all_go_on_to_the_bit(trained):
     """One SIGKILL; `python -m tests.kill --workers=2` does many, SIGTERM by turns."""
-    outcome = kill.kill_workers(2, kills=1, seed=3, folder=trained.parent, flags=EXACT)
+    outcome = kill.kill_workers(2, kills=1, seed=3, folder=trained.parent)
     assert len(outcome.kills) == 1 and outcome.kills[-1] > 0
