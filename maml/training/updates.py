@@ -1,7 +1,6 @@
 """The iterations of a training, many to a compiled call: episodes, update, and what the summaries measure."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -79,20 +78,23 @@ def batch_gradient(
     """
     if drawn:
         return rounded(model.gradient(weights, drawn, iteration), weights)
-    of_part = compiled_alone(model, partial(part_gradient, model, data))
-    return rounded(replicas.mean(lambda part: of_part(weights, iteration, part)), weights)
+    return rounded(replicas.mean(lambda part: part_gradient(model, data, weights, iteration, part)), weights)
 
 
-def compiled_alone(model: Algorithm, compute: Callable[[Weights, tf.Tensor, Part], Any]) -> Callable[..., Any]:
-    """What a replica computes of its part, compiled by itself if the loop around it cannot be; see `make_update`."""
-    if replicas.count() == 1:
+def by_itself(model: Algorithm, compute: Callable[[Weights, tf.Tensor, Part], Any]) -> Callable[..., Any]:
+    """What is computed of a part of a batch, in a function of its own.
+
+    XLA compiles it if it cannot compile the loop around it; see `make_update`. Otherwise TensorFlow optimizes it by
+    itself: the same operations, in the same order, whatever the parts.
+    """
+    if model.compiled and replicas.count() == 1:
         return compute
 
     @tf.function(jit_compile=model.compiled, autograph=False)
-    def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor) -> Any:
-        return compute(weights, iteration, Part(number, replicas.count()))
+    def of_part(weights: Weights, iteration: tf.Tensor, number: tf.Tensor, parts: int) -> Any:
+        return compute(weights, iteration, Part(number, parts))
 
-    return lambda weights, iteration, part: of_part(weights, iteration, part.number)
+    return lambda weights, iteration, part: of_part(weights, iteration, *part)
 
 
 def part_gradient(
@@ -104,15 +106,16 @@ def part_gradient(
     """
     tasks, pieces = model.config.meta_batch_size, model.config.accumulate
 
-    def of(part: Part) -> tuple[tf.Tensor, Weights]:
+    def compute(weights: Weights, iteration: tf.Tensor, part: Part) -> tuple[tf.Tensor, Weights]:
         episodes = data.episodes("train", iteration, tasks, part)
         return exact(model.of_part(part).gradient(weights, episodes, iteration))
 
+    of = by_itself(model, compute)
     if pieces == 1:
-        return of(part)
+        return of(weights, iteration, part)
 
     def body(piece: tf.Tensor, sums: Any) -> tuple:
-        return piece + 1, tf.nest.map_structure(tf.add, sums, of(part.piece(piece, pieces)))
+        return piece + 1, tf.nest.map_structure(tf.add, sums, of(weights, iteration, part.piece(piece, pieces)))
 
     nothing = tf.nest.map_structure(tf.zeros_like, exact((tf.zeros([]), weights)))
     sums = tf.while_loop(lambda piece, _: piece < pieces, body, (tf.constant(0), nothing), parallel_iterations=1)[1]
@@ -188,7 +191,7 @@ class _Loop:
         """What `evaluate` measures on the episodes of an iteration, [meta_batch_size, columns] each."""
         if drawn:
             return self.model.evaluate(weights, drawn, self.config.evaluation_updates)
-        of_part = compiled_alone(self.model, self.part_measured)
+        of_part = by_itself(self.model, self.part_measured)
         return replicas.together(lambda part: of_part(weights, iteration, part))
 
     def part_measured(self, weights: Weights, iteration: tf.Tensor, part: Part) -> dict[str, tf.Tensor]:

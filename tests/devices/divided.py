@@ -46,7 +46,7 @@ CASES = {
     "keras": {"datasource": "own", "loss": "mse", "norm": "None", "meta_batch_size": 4},
 }
 FEW = 2  # run eagerly: tracing takes longer
-UPDATES = {"maml, sinusoid": 200}
+UPDATES = {"maml, sinusoid": 200, "maml++": 3}
 REPLICAS = {"maml, images": (2, 4)}
 
 
@@ -100,12 +100,15 @@ def difference(first: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(other - first).max() / max(np.abs(first).max(), 1e-30)) if first.size else 0.0
 
 
-def differences(name: str, flags: dict, updates: int) -> dict[str, dict[str, float]]:
-    """How far the results of one replica are from those of others, and from its own if it begins a digit away."""
+def differences(name: str, flags: dict, updates: int, also_from_next_digit: bool) -> dict[str, dict[str, float]]:
+    """How far the results of one replica are from those of others, and from its own if it begins a digit away.
+
+    The one computes the batch as a whole, without `accumulate`.
+    """
     config = Config.from_flags(flags)
-    one = trained(config, updates, 1)
+    one = trained(config.replace(accumulate=1), updates, 1)
     others = {f"{replicas} replicas": trained(config, updates, replicas) for replicas in REPLICAS.get(name, (2,))}
-    if updates > FEW:
+    if also_from_next_digit:
         others["next digit"] = trained(config, updates, 1, next_digit)
     return {label: {key: difference(one[key], other[key]) for key in one} for label, other in others.items()}
 
@@ -114,7 +117,8 @@ def main() -> None:
     """Prints {case: {replicas: the largest difference}}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="which; all unless given")
-    parser.add_argument("--updates", type=int, help=f"{FEW} unless given, but {UPDATES}")
+    several = f"{FEW} unless given, but {UPDATES}; if given, one replica also begins at the next digit"
+    parser.add_argument("--updates", type=int, help=several)
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float32")
     parser.add_argument("--each", action="store_true", help="of every weight")
     parser.add_argument("--xla", action="store_true", help="compile what training compiles: longer than a few updates")
@@ -132,7 +136,7 @@ def main() -> None:
                 flags["data_dir"] = photos
             updates = given.updates or UPDATES.get(name, FEW)
             tf.config.run_functions_eagerly(updates <= FEW)
-            found[name] = differences(name, flags, updates)
+            found[name] = differences(name, flags, updates, given.updates is not None)
             if not given.each:
                 found[name] = {label: max(each.values()) for label, each in found[name].items()}
     print(json.dumps(found))
