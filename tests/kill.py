@@ -165,7 +165,7 @@ WORKERS_ITERATIONS = 75  # for each kill
 ENDS_WITHIN = 30.0  # seconds, of all, when one is gone
 
 
-def start_workers(workers: int, folder: Path, iterations: int, flags: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+def start_workers(workers: int, folder: Path, iterations: int) -> list[subprocess.Popen]:
     """A training by several processes; what each prints goes to a file."""
     folder.mkdir(exist_ok=True)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
@@ -174,7 +174,6 @@ def start_workers(workers: int, folder: Path, iterations: int, flags: tuple[str,
         environment = environment_of(worker, addresses) | {"PYTHONPATH": str(ROOT)}
         with open(folder / f"out{worker}", "wb") as out, open(folder / f"err{worker}", "wb") as err:
             command = [sys.executable, str(ROOT / "main.py"), *WORKERS_FLAGS, f"--metatrain_iterations={iterations}"]
-            command += flags
             processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
     return processes
 
@@ -187,12 +186,12 @@ def train_by_workers(workers: int, folder: Path, iterations: int) -> None:
         assert process.wait() == 0, (whole / f"err{worker}").read_text()
 
 
-def kill_workers(workers: int, kills: int, seed: int, folder: Path, flags: tuple[str, ...] = ()) -> Outcome:
+def kill_workers(workers: int, kills: int, seed: int, folder: Path) -> Outcome:
     """Trains as in folder/whole, but with kills of random workers; AssertionError if anything differs."""
     whole, killed, rng, moments = folder / "whole", folder / "killed", random.Random(seed), []
     iterations = newest(whole)
     for number in range(kills):
-        processes = start_workers(workers, killed, iterations, flags)
+        processes = start_workers(workers, killed, iterations)
         goal = newest(whole) * (number + rng.random()) / (kills + 1)
         goal = max(goal, newest(killed))  # not before they have met: who is missing then is waited for
         while newest(killed) <= goal and all(process.poll() is None for process in processes):
@@ -207,7 +206,7 @@ def kill_workers(workers: int, kills: int, seed: int, folder: Path, flags: tuple
             elif worker != victim:
                 assert code == 1 and "another worker is gone" in complaint and "\n" not in complaint, (code, complaint)
         moments.append(newest(killed))
-    for worker, process in enumerate(start_workers(workers, killed, iterations, flags)):
+    for worker, process in enumerate(start_workers(workers, killed, iterations)):
         assert process.wait() == 0, (killed / f"err{worker}").read_text()
     wanted, found = tensors(whole, "model"), tensors(killed, "model")
     assert wanted and wanted.keys() == found.keys()
