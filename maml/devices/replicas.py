@@ -3,8 +3,8 @@
 One replica is the rule, and then nothing here does anything. Several come from the `tf.distribute.Strategy` in whose
 scope a training runs: each computes its part of the batch, and what they found is summed. An episode is a function of
 (seed, split, index), so no data travels; every worker makes the same update of its own copy of the state. The means of
-the parts are float64, see `maml.parallel`, so the numbers do not depend on how many replicas there are, but for rounding
-where XLA compiles the network.
+the parts are float64, see `maml.parallel`, so the numbers do not depend on how many replicas there are, but for
+rounding where XLA compiles the network.
 """
 
 import hashlib
