@@ -62,8 +62,15 @@ BREAKAGES = [
     Breakage(
         "second derivative of batch-norm with pooling without its dependence on the variance",
         "maml/kernels/batch_norm.py",
-        "(2 * r * r * b * d - r * e) * y",
-        "(2 * r * r * b * d) * y",
+        "2 * r * r * b * d - r * (e - a * v)",
+        "2 * r * r * b * d",
+        (*SECOND, "kernels/test_batch_norm"),
+    ),
+    Breakage(
+        "second derivative of batch-norm with pooling and ReLU without that of the shift",
+        "maml/kernels/batch_norm.py",
+        "(selected - c - d * (out - shift)) + v",
+        "(selected - c - d * (out - shift))",
         (*SECOND, "kernels/test_batch_norm"),
     ),
     Breakage(

@@ -19,6 +19,7 @@ from maml.kernels.pooling import max_pool, windows
 _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 _MOST_NEIGHBORS = 10  # in a partial sum; measured
+_CLOSED = 4  # where the ReLU passes nothing, instead of a window's member, 0 to 3
 
 
 def batch_norm(inp: tf.Tensor, epsilon: float, reference: int | tf.Tensor | None = None) -> tf.Tensor:
@@ -56,6 +57,23 @@ def batch_norm_pool(
     """
     sign = None if scale is None else tf.stop_gradient(tf.where(scale < 0, -tf.ones_like(scale), tf.ones_like(scale)))
     return _closed_form(inp, epsilon, sign) if _fast(inp, reference) else plain(inp, epsilon, sign, reference)
+
+
+def batch_norm_pool_relu(
+    inp: tf.Tensor, epsilon: float, shift: tf.Tensor, reference: int | tf.Tensor | None = None
+) -> tf.Tensor:
+    """relu(2×2 pooling of y + shift), the block of the official networks: `batch_norm_pool` with what follows it there.
+
+    Args:
+        inp, epsilon, reference: see `batch_norm_pool`.
+        shift: [channels].
+
+    Returns:
+        [examples, height // 2, width // 2, channels].
+    """
+    if _fast(inp, reference):
+        return _closed_form(inp, epsilon, shift=shift)
+    return tf.nn.relu(plain(inp, epsilon, None, reference) + shift)
 
 
 def _fast(inp: tf.Tensor, reference: Any) -> bool:
@@ -142,47 +160,50 @@ def _bend(y, dx, ddout, r, of_y, of_dx, of_ddout):
     return -r * (of_y * y + of_dx * dx + of_ddout * ddout)
 
 
-def _closed_form(inp: tf.Tensor, epsilon: float, sign: tf.Tensor | None = None) -> tf.Tensor:
-    """The fast form with pooling.
+def _closed_form(
+    inp: tf.Tensor, epsilon: float, sign: tf.Tensor | None = None, shift: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The fast form with pooling: P y, or, with a shift s, relu(P y + s).
 
-    With y the standardized x and r = (variance + ε)^−½, let P select each window's entry, and Pᵀ put it back. For
-    q = Pᵀ dout and the means a = ⟨q⟩, b = ⟨q y⟩ over a channel,
+    With y the standardized x and r = (variance + ε)^−½, let P select each window's entry, where the ReLU passes it, and
+    Pᵀ put it back. For q = Pᵀ dout and the means a = ⟨q⟩, b = ⟨q y⟩ over the n entries of a channel,
 
-        dx = r (q − a − b y).
+        dx = r (q − a − b y),    ds = n a.
 
-    For a cotangent u of dx, with c = ⟨u⟩, d = ⟨u y⟩ and that of dout, ddout = P r (u − c − d y), e = ⟨dout ddout⟩,
+    For cotangents u of dx and v of ds, with c = ⟨u⟩, d = ⟨u y⟩ and that of dout, ddout = P (r (u − c − d y) + v),
+    e = ⟨dout ddout⟩ − a v,
 
         ddx = (2 r² b d − r e) y + r² (a d + b c) − r² (d q + b u).
-
-    Which entry is selected is found anew wherever x is read: reading is what takes the time.
     """
-    rows = math.prod(inp.shape[:3])
-    sign = tf.ones(inp.shape[-1:], inp.dtype) if sign is None else sign
+    rows, active = math.prod(inp.shape[:3]), shift is not None
 
     @tf.custom_gradient
-    def forward(x):
+    def forward(x, s):
         mean, variance = _moments(x, rows)
         r = tf.math.rsqrt(variance + epsilon)
-        out = _forward(x, mean, r, sign)
+        out = _forward(x, mean, r, s, sign, active)
+        winner = _winner(x, out, sign, active)
 
         def backward(dout):
             @tf.custom_gradient
             def first(dout, x):
-                a, b = _means(_sums_of_q(dout, out), rows)
+                a, b = _means(_sums_of_q(dout, out, winner, s), rows)
 
-                def second(u):
+                def second(u, v):
                     c, d = _means(_sums_of_u(u, x, mean, r), rows)
-                    ddout = _ddout(u, x, out, sign, r, c, d)
+                    ddout = _ddout(u, v, out, winner, r, s, c, d)
                     [e] = _means(_sums_of_product(ddout, dout), rows)
-                    return ddout, _ddx(u, dout, x, mean, sign, r, a, b, c, d, e)
+                    # Made here, once for every channel; inside the fused function they would be for every entry.
+                    of_y, of_q, of_u = 2 * r * r * b * d - r * (e - a * v), r * r * d, r * r * b
+                    return ddout, _ddx(u, dout, x, winner, mean, r, of_y, a * of_q + c * of_u, of_q, of_u)
 
-                return _dx(dout, x, mean, sign, r, a, b), second
+                return (_dx(dout, x, winner, mean, r, r * a, r * b), rows * a), second
 
             return first(dout, x)
 
         return out, backward
 
-    return forward(inp)
+    return forward(inp, tf.zeros(inp.shape[-1:], inp.dtype) if shift is None else shift)
 
 
 def _moments(x: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -224,14 +245,27 @@ def _sums_of_distance(x, near):
 
 
 @_fused
-def _forward(x, mean, r, sign):
-    return (sign * functools.reduce(tf.maximum, windows(sign * x)) - mean) * r
+def _forward(x, mean, r, shift, sign, active):
+    out = (_times(sign, functools.reduce(tf.maximum, windows(_times(sign, x)))) - mean) * r + shift
+    return tf.nn.relu(out) if active else out
 
 
 @_fused
-def _sums_of_q(dout, out):
+def _winner(x, out, sign, active):
+    """Which member of its window is selected, int8 like `out`; _CLOSED where the ReLU passes nothing."""
+    members = windows(_times(sign, x))
+    top, winner = members[0], tf.zeros(out.shape, tf.int8)
+    for position, member in enumerate(members[1:], start=1):
+        winner = tf.where(member > top, tf.constant(position, tf.int8), winner)  # the first of equals, as TensorFlow's
+        top = tf.maximum(member, top)
+    return tf.where(out > 0, winner, tf.constant(_CLOSED, tf.int8)) if active else winner
+
+
+@_fused
+def _sums_of_q(dout, out, winner, shift):
     """Of q and q y, which are zero but where the windows' entries come from."""
-    return _partial_sums(dout, dout * out)
+    passed = _where_open(winner, dout)
+    return _partial_sums(passed, passed * (out - shift))
 
 
 @_fused
@@ -245,41 +279,38 @@ def _sums_of_product(ddout, dout):
 
 
 @_fused
-def _dx(dout, x, mean, sign, r, a, b):
-    return r * (_put_back(dout, sign * x) - a - b * ((x - mean) * r))
+def _dx(dout, x, winner, mean, r, constant, of_y):
+    return r * _put_back(dout, winner, x) - constant - of_y * ((x - mean) * r)
 
 
 @_fused
-def _ddout(u, x, out, sign, r, c, d):
-    """P r (u − c − d y)."""
+def _ddout(u, v, out, winner, r, shift, c, d):
+    """P (r (u − c − d y) + v)."""
     members = windows(u)
-    selected, winner = members[0], _winner(sign * x)
+    selected = members[0]
     for position, member in enumerate(members[1:], start=1):
         selected = tf.where(winner == position, member, selected)
-    return r * (selected - c - d * out)
+    return _where_open(winner, r * (selected - c - d * (out - shift)) + v)
 
 
 @_fused
-def _ddx(u, dout, x, mean, sign, r, a, b, c, d, e):
-    q, y = _put_back(dout, sign * x), (x - mean) * r
-    return (2 * r * r * b * d - r * e) * y + r * r * (a * d + b * c) - r * r * (d * q + b * u)
+def _ddx(u, dout, x, winner, mean, r, of_y, constant, of_q, of_u):
+    return of_y * ((x - mean) * r) + constant - of_q * _put_back(dout, winner, x) - of_u * u
 
 
-def _winner(x: tf.Tensor) -> tf.Tensor:
-    """Which member of its window is the largest, [examples, height // 2, width // 2, channels]."""
-    members = windows(x)
-    top, winner = members[0], tf.zeros(members[0].shape, tf.int32)
-    for position, member in enumerate(members[1:], start=1):
-        winner = tf.where(member > top, position, winner)  # the first of equals, as in tf.nn.max_pool2d
-        top = tf.maximum(member, top)
-    return winner
+def _times(sign: tf.Tensor | None, x: tf.Tensor) -> tf.Tensor:
+    return x if sign is None else sign * x
 
 
-def _put_back(dout: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Pᵀ dout: at the largest entry of each of x's windows, zero elsewhere."""
+def _where_open(winner: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    return tf.where(winner == _CLOSED, tf.zeros([], values.dtype), values)
+
+
+def _put_back(dout: tf.Tensor, winner: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Pᵀ dout: at the selected entry of each of x's windows, zero elsewhere."""
     examples, height, width, channels = dout.shape
-    position = tf.reshape(tf.range(4), [2, 1, 2, 1])
-    here = _winner(x)[:, :, None, :, None] == position
+    position = tf.constant([0, 1, 2, 3], tf.int8, [2, 1, 2, 1])
+    here = winner[:, :, None, :, None] == position
     whole = tf.where(here, dout[:, :, None, :, None], tf.zeros([], dout.dtype))
     whole = tf.reshape(whole, [examples, 2 * height, 2 * width, channels])
     return tf.pad(whole, [[0, 0], [0, x.shape[1] - 2 * height], [0, x.shape[2] - 2 * width], [0, 0]])

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from maml import machine
 from maml.config import Config
-from maml.kernels.batch_norm import batch_norm, batch_norm_pool, standardize
+from maml.kernels.batch_norm import batch_norm, batch_norm_pool, batch_norm_pool_relu, standardize
 from maml.kernels.convolution import conv2d
 from maml.kernels.dense import product
 from maml.kernels.pooling import max_pool
@@ -338,9 +338,10 @@ def conv_block(inp: tf.Tensor, weights: Weights, block: int, network: Network, r
     hidden = add_bias(hidden, bias, network.norm)
     # The pooling comes before the activation, and before the shift and scale: it keeps the order of what it compares.
     if network.norm == "batch_norm" and network.max_pool:
+        if not (network.scale or network.plus_plus):
+            return batch_norm_pool_relu(hidden, network.epsilon, weights[f"model/{block}/beta"], reference)
         scale = weights.get(f"model/{block}/gamma")
-        pooled = batch_norm_pool(hidden, network.epsilon, scale, reference)
-        hidden = shifted(pooled, weights, block, network)
+        hidden = shifted(batch_norm_pool(hidden, network.epsilon, scale, reference), weights, block, network)
     else:
         hidden = normalize(hidden, weights, block, network, reference)
         hidden = max_pool(hidden) if network.max_pool else hidden

@@ -28,6 +28,22 @@ def test_both_forms_agree_through_an_inner_step(height, width, jit, sign):
     assert_same_to_second_order(fast_form, plain_form, images(height, width), jit=jit)
 
 
+def plain_relu(x, shift):
+    return tf.nn.relu(batch_norm.plain(x, 0.001) + shift)
+
+
+@pytest.mark.parametrize("jit", [None, False, True])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (7, 5)])
+def test_both_forms_with_relu_agree_through_an_inner_step(height, width, jit):
+    """By x and by the shift, one of which closes a part of the ReLUs."""
+
+    def fast_relu(x, shift):
+        return batch_norm._closed_form(x, 0.001, shift=shift)
+
+    assert 0 < np.mean(plain_relu(images(height, width), SHIFT - 0.5).numpy() == 0) < 1
+    assert_same_to_second_order(fast_relu, plain_relu, images(height, width), SHIFT - 0.5, jit=jit)
+
+
 @pytest.mark.parametrize("jit", [None, False, True])
 def test_both_forms_without_pooling_agree_through_an_inner_step(jit):
     fast_form = functools.partial(batch_norm._standardized, epsilon=0.001)
@@ -46,13 +62,21 @@ def test_without_pooling_it_rounds_no_more_than_the_plain_form():
     assert error(batch_norm._standardized(x, 0.001)) <= 1.5 * error(batch_norm.standardize(x, [0, 1, 2], 0.001))
 
 
-@pytest.mark.parametrize("form", [batch_norm.batch_norm, batch_norm.batch_norm_pool])
+@pytest.mark.parametrize(
+    "form",
+    [
+        batch_norm.batch_norm,
+        batch_norm.batch_norm_pool,
+        functools.partial(batch_norm.batch_norm_pool_relu, shift=SHIFT),
+    ],
+    ids=["alone", "pooled", "with ReLU"],
+)
 def test_the_closed_form_is_taken_in_a_graph_of_known_shapes_only(form):
     x = images(4, 4)
 
     def fused(signature):
         def gradient(x):
-            return tf.gradients(form(x, 0.001), x)
+            return tf.gradients(form(x, epsilon=0.001), x)
 
         graph = tf.function(gradient, autograph=False)
         names = [op.type for op in graph.get_concrete_function(signature).graph.get_operations()]
@@ -131,3 +155,5 @@ def test_the_first_examples_statistics():
     x = images(4, 4)
     np.testing.assert_allclose(plain(x, reference=2)[:2], plain(x[:2]), rtol=1e-12)
     np.testing.assert_allclose(plain(x, reference=2)[2:], plain(tf.concat([x, x], 0), reference=2)[2:3])
+    relu = functools.partial(batch_norm.batch_norm_pool_relu, epsilon=0.001, shift=SHIFT)
+    np.testing.assert_allclose(relu(x, reference=2)[:2], plain_relu(x[:2], SHIFT), rtol=1e-12)
