@@ -218,6 +218,13 @@ BREAKAGES = [
         REPLICAS,
     ),
     Breakage(
+        "means halfway between two float32 numbers rounded as their last bit has it",
+        "maml/parallel.py",
+        "mean * _OFF_HALFWAY",
+        "mean",
+        ("core/test_parallel", "training/test_accumulate"),
+    ),
+    Breakage(
         "Reptile's replicas hand Adam's state on as if each had the whole batch",
         "maml/algorithms/reptile.py",
         "return Reptile(self.config, self.model, part)",
