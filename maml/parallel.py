@@ -106,9 +106,9 @@ def exact(values: Any) -> Any:
 def rounded(found: tuple[tf.Tensor, Weights], weights: Weights) -> tuple[tf.Tensor, Weights]:
     """A mean loss and its gradient by the weights, in the types of these.
 
-    The last of a mean's 53 bits depend on whether the sum over the tasks was divided at once, or the sums over parts and
-    then their mean. They would decide to which of two float32 numbers one halfway between them is rounded. With few
-    tasks that is not rare, so the means leave this place first, by 2^-40 of themselves.
+    The last of a mean's 53 bits depend on whether the sum over the tasks was divided at once, or the sums over parts
+    and then their mean. They would decide to which of two float32 numbers one halfway between them is rounded. With
+    few tasks that is not rare, so the means leave this place first, by 2^-40 of themselves.
     """
     loss, gradients = found
 
