@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # A fully connected network whose largest matrix has no more elements gains nothing by a second thread a kernel.
 SMALL_MATRIX = 10_000
-_OFF_HALFWAY = 1 + 2.0**-40
+_OFF_HALFWAY = 1 + 2.0**-40  # see `rounded`
 
 
 def map_tasks(of_task: Callable[[Any], Any], batch: Any, like: Any, side_by_side: bool = False) -> Any:

@@ -174,6 +174,8 @@ def _closed_form(
     e = ⟨dout ddout⟩ − a v,
 
         ddx = (2 r² b d − r e) y + r² (a d + b c) − r² (d q + b u).
+
+    Where the windows' entries come from is stored, because finding it again in every pass takes longer.
     """
     rows, active = math.prod(inp.shape[:3]), shift is not None
 
