@@ -64,7 +64,7 @@ def given_flags() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_stderr():
-    """Holds back what C++ prints on stderr, and shows it only if the block fails."""
+    """Holds back what C++ prints on stderr, and shows it only if the block fails for a reason unknown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
@@ -72,6 +72,8 @@ def quiet_stderr():
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (UserError, KeyboardInterrupt, SystemExit):
+            raise
         except BaseException:
             held.seek(0)
             os.write(stderr, held.read())

@@ -63,7 +63,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | N
     """
     if environment.get("TF_CONFIG"):
         return _from_tf_config(environment["TF_CONFIG"])
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in environment:
         return _from_slurm(environment)
     return None
 
@@ -80,14 +80,22 @@ def _from_tf_config(text: str) -> Cluster | None:
     if others or (jobs and job not in JOBS):
         raise UserError(f"TF_CONFIG: a job called {(others or [job])[0]} has no part in a training; use worker alone")
     addresses = [address for name in JOBS for address in jobs.get(name, [])]
-    bad = [address for address in addresses if not re.fullmatch(r".+:\d{1,5}", address)]
+    bad = [address for address in addresses if not _is_address(address)]
     if bad:
-        raise UserError(f"TF_CONFIG: {bad[0]!r} is no address; write {EXAMPLE}")
+        raise UserError(f"TF_CONFIG: {bad[0]!r} is no address of host and port (1 to 65535); write {EXAMPLE}")
+    twice = [address for address in addresses if addresses.count(address) > 1]
+    if twice:
+        raise UserError(f"TF_CONFIG: {twice[0]} is given to {addresses.count(twice[0])} workers; each needs its own")
     if len(addresses) < 2:
         return None
     if not 0 <= index < len(jobs.get(job, [])):
         raise UserError(f"TF_CONFIG: there is no {job} {index} among the {len(jobs.get(job, []))} of its cluster")
     return Cluster(tuple(addresses), index + (len(jobs.get("chief", [])) if job == "worker" else 0))
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r".+:(\d{1,5})", text)
+    return found is not None and 0 < int(found[1]) < 2**16
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:

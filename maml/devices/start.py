@@ -61,7 +61,10 @@ def _choose(asked: str) -> str:
             raise UserError(f"--devices={asked}: TensorFlow has computed already; ask before that") from error
         return "CPU"
     if found and int(found[2]) > len(gpus):
-        raise UserError(f"--devices={asked}: this machine has {len(gpus)} GPUs that TensorFlow can use")
+        raise UserError(
+            f"--devices={asked}: this machine has {len(gpus)} GPUs that TensorFlow can use; "
+            f"--devices=cpu:{found[2]} makes replicas on its processor"
+        )
     if "SLURM_LOCALID" in os.environ and len(gpus) > 1 and not found:
         gpus = [gpus[int(os.environ["SLURM_LOCALID"]) % len(gpus)]]  # a process each
     if found:

@@ -38,10 +38,15 @@ def test_what_the_launcher_says_is_understood():
         ({"TF_CONFIG": "[1]"}, "TF_CONFIG: cannot be read"),
         ({"TF_CONFIG": '{"cluster": {"worker": 3}}'}, "TF_CONFIG: cannot be read"),
         (tf_config(["a:1", "b"]), "'b' is no address"),
+        (tf_config(["a:1", "b:65536"]), "'b:65536' is no address"),
+        (tf_config(["a:0", "b:1"]), "'a:0' is no address"),
+        (tf_config(["a:1", "b:2", "a:1"]), "a:1 is given to 2 workers"),
+        (tf_config(["a:1", "b:2"], chief=["a:1"]), "a:1 is given to 2 workers"),
         (tf_config(["a:1", "b:2"], index=2), "no worker 2 among the 2"),
         (tf_config(["a:1", "b:2"], ps=["p:1"]), "a job called ps has no part"),
         (tf_config(["a:1", "b:2"], "evaluator"), "a job called evaluator has no part"),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "do not describe a job step"),
+        ({"SLURM_STEP_NUM_TASKS": "two", "SLURM_PROCID": "0"}, "do not describe a job step"),
         (
             {
                 "SLURM_STEP_NUM_TASKS": "2",

@@ -74,6 +74,12 @@ def test_help_lists_the_flags_without_tensorflow(tmp_path):
     assert "tensorflow" not in told.stderr
 
 
+def test_devices_that_are_missing_are_one_line(tmp_path):
+    told = run_process("--norm=None", "--devices=99", cwd=tmp_path)
+    assert told.returncode == 1
+    assert len(told.stderr.splitlines()) == 1 and "99: this machine has" in told.stderr
+
+
 def test_version_says_what_computes_here(tmp_path):
     told = run_process("--version", cwd=tmp_path)
     assert told.returncode == 0 and told.stderr == ""
