@@ -28,6 +28,7 @@ from maml.models.exact import exact_functions
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
+from maml.own_code import code_of
 from maml.tasks.image_files import listed
 from maml.tasks.own import OwnTasks
 from maml.terminal import aligned
@@ -443,6 +444,7 @@ def _about(model: Any, tasks: Any, loss: Any, adapt: Any, own: Any) -> dict[str,
     forward = model[1] if isinstance(model, tuple) else type(model)
     return {
         "loss": loss if isinstance(loss, str) else _source(loss),
+        "compared_loss": loss if isinstance(loss, str) else code_of(loss),
         "adapt": adapt if isinstance(adapt, str) else _source(adapt),
         "model": _source(forward),
         "tasks": _source(tasks if callable(tasks) else type(tasks)),
@@ -462,8 +464,8 @@ def _check_same_model(folder: Path, about: dict[str, Any]) -> None:
             f"{folder} holds a run of another model (they differ in {listed(other)}): choose another logdir, or start "
             "over with resume=False"
         )
-    for name, what in (("adapted", "that adapts other weights"), ("loss", "with another loss")):
-        if before.get(name) != about[name]:
+    for name, what in (("adapted", "that adapts other weights"), ("compared_loss", "with another loss")):
+        if before.get(name, about[name]) != about[name]:
             raise UserError(f"{folder} holds a run {what}: choose another logdir, or start over with resume=False")
 
 

@@ -18,6 +18,7 @@ from maml.config import Config
 from maml.data_generator import WHOLE, DataGenerator, Episodes, Part
 from maml.devices import replicas
 from maml.errors import UserError
+from maml.own_code import code_of
 from maml.tasks.class_folders import SPLITS
 
 PARTS = ("support x", "support y", "query x", "query y")
@@ -166,7 +167,7 @@ def _listed(given: Any) -> Any:
 
 
 def _content(given: Any, split: str) -> str | None:
-    """What tells other tasks apart: of a function its source, of a list its ends; None where nothing does."""
+    """What tells other tasks apart: of a function its code, of a list its ends; None where nothing does."""
     if isinstance(given, FolderTasks):
         return given.fingerprint(split)
     if isinstance(given, Sequence) and given:
@@ -175,10 +176,8 @@ def _content(given: Any, split: str) -> str | None:
             array = np.asarray(value)
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
-    try:
-        return hashlib.sha256(inspect.getsource(given).encode()).hexdigest() if inspect.isroutine(given) else None
-    except OSError:  # typed at a prompt
-        return None
+    code = None if hasattr(given, "task") or hasattr(given, "episodes") else code_of(given)
+    return None if code is None else hashlib.sha256(code.encode()).hexdigest()
 
 
 def _check_alike(where: str, parts: list[Any], like: tuple) -> None:

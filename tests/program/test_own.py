@@ -621,6 +621,11 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, caps
         maml.train(small(), line, logdir="y", loss=absolute, **TINY)
     with pytest.raises(UserError, match="with another loss"):
         maml.train(small(), line, logdir="y", loss=fourth_power, **TINY)
+    for _ in range(2):  # objects at another address, and a line that has changed otherwise
+        maml.train(small(), line, logdir="z", loss=keras.losses.Huber(), **TINY)
+    maml.train(small(), lambda rng: line(rng), logdir="u", loss=lambda o, y: tf.reduce_mean(abs(o - y)), **TINY)
+    more = TINY | {"metatrain_iterations": 2}
+    maml.train(small(), lambda rng: line(rng), loss=lambda o, y: tf.reduce_mean(abs(o - y)), logdir="u", **more)
     capsys.readouterr()
     assert run_here("--train=False", "--logdir=x") == 1
     assert "holds a run of your own model; in Python: maml.load(" in capsys.readouterr().err
