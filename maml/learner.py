@@ -47,9 +47,6 @@ def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) ->
         from maml.own import load_own
 
         return load_own(logdir, model, **flags)
-    unknown = set(flags) - {field.name for field in dataclasses.fields(Config)}
-    if unknown:
-        raise UserError(f"load: no flag {', '.join(sorted(unknown))}; `python main.py --helpfull` lists them")
     return open_learner(flags | {"logdir": os.fspath(logdir)})
 
 
@@ -144,6 +141,8 @@ class Learner:
         config = self.config
         if not config.classification:
             raise UserError("a sinusoid run takes numbers; images are for the other data sources")
+        if isinstance(paths, str | os.PathLike):
+            raise UserError(f"{paths}: one path, needed a list of them")
         size, channels = config.image_shape
         names = [os.path.expanduser(os.fspath(path)) for path in paths]
         return read_images(names, config.datasource, image_size=size, channels=channels, resize=config.omniglot_resize)
@@ -169,10 +168,7 @@ class Learner:
     def _steps(self, num_updates: int | None) -> int:
         if num_updates and not self.config.adapts:
             raise UserError(f"num_updates={num_updates}: {self.config.algorithm} adapts nothing; leave it out")
-        steps = self.config.evaluation_updates if num_updates is None else num_updates
-        if not isinstance(steps, int) or steps < 0:
-            raise UserError(f"num_updates={steps!r}: must be a whole number, 0 or more")
-        return steps
+        return self.config.evaluation_updates if num_updates is None else whole("num_updates", num_updates)
 
     def inputs(self, images: np.ndarray, name: str) -> tf.Tensor:
         """[n, dim_input] of images, or of the numbers of a regression.
@@ -205,7 +201,7 @@ class Learner:
 
     def _one_hot(self, labels: Sequence[Hashable] | np.ndarray, examples: int) -> tuple[tuple, tf.Tensor]:
         """The classes in the order of their first example, and the labels as [examples, N]."""
-        given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        given = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)
         try:
             classes = tuple(dict.fromkeys(given))
         except TypeError as error:
@@ -278,6 +274,17 @@ class Adapted:
         parts = [inputs[start : start + together] for start in range(0, len(inputs), together)]
         model = self.learner.model
         return tf.concat([ensemble.predict(model, self.state, self.support, part) for part in parts], 0)
+
+
+def whole(name: str, value: Any, least: int = 0) -> int:
+    """A whole number that was given as an argument.
+
+    Raises:
+        UserError: it is none, or too small.
+    """
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name}={value!r}: must be a whole number, {least} or more")
+    return int(value)
 
 
 def check_export(target: Path) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from maml.data_generator import Episodes
 from maml.devices import replicas
 from maml.errors import UserError
 from maml.files import read_json, write_json
-from maml.learner import check_export, write_saved_model
+from maml.learner import check_export, whole, write_saved_model
 from maml.models.exact import exact_functions
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel
@@ -41,6 +41,7 @@ from maml.training.runs import find_run, lock_run, open_run, record_run, run_fol
 LOSSES = ("mse", "xent")
 OWN = {"datasource": "own", "norm": "None", "meta_batch_size": 4}
 ABOUT = "own.json"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class OwnMAML(ANIL):
@@ -121,7 +122,7 @@ def _compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
 def model_of(model: Any, adapt: Any, dtype: str = "float32") -> KerasModel | FunctionModel:
     """Wraps a Keras model, or (weights, forward), as a `Model`."""
     if isinstance(model, tuple):
-        if len(model) != 2 or not callable(model[1]):
+        if len(model) != 2 or not isinstance(model[0], Mapping) or not callable(model[1]):
             raise UserError("model: a tuple must be (weights, forward), a dict of arrays and a function of both")
         return FunctionModel(*model, adapt=adapt, dtype=dtype)
     if not hasattr(model, "stateless_call"):
@@ -171,7 +172,8 @@ def train(
     given = _given(flags, loss, learn_rates, logdir)
     if flags.get("algorithm") == "anil" and adapt == "all":
         adapt = "head"
-    own, config = model_of(model, adapt), Config.from_flags(given)
+    config = Config.from_flags(given)
+    own = model_of(model, adapt, config.dtype)
     if jit_compile:
         own.compile()
     replicas.check_divides(config.meta_batch_size, config.accumulate)
@@ -229,7 +231,7 @@ def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any
         adapt = about["adapt"]
         if adapt not in ("all", "head"):
             raise UserError(f"{folder}: was trained with an adapt of your own: give it, load(..., adapt=...)")
-    learner = OwnMAML(config, model_of(model, adapt), loss)
+    learner = OwnMAML(config, model_of(model, adapt, config.dtype), loss)
     _, weights = checkpoints.restore_chosen(folder, config, learner)
     return OwnLearner(config, learner, weights, folder)
 
@@ -276,13 +278,20 @@ class OwnLearner:
         Args:
             x, y: arrays as in the tasks, with any number of examples.
             num_updates: inner steps; None: as many as in training.
+
+        Raises:
+            UserError: x or y does not fit the model.
         """
-        steps = self.config.num_updates if num_updates is None else num_updates
+        steps = self._steps(num_updates)
         inputs, labels = self._tensors(x), self._tensors(y)
+        with _taken(inputs, "x"), self.model.model.quiet():
+            outputs = self.model.model.apply(ensemble.best(self.weights), inputs)
         if self.config.loss == "xent" and not labels.dtype.is_floating:
-            labels = tf.one_hot(
-                labels, self.model.model.apply(ensemble.best(self.weights), inputs).shape[-1], dtype=self.config.dtype
-            )
+            classes = outputs.shape[-1]
+            if not 0 <= np.min(labels, initial=0) <= np.max(labels, initial=0) < classes:
+                raise UserError(f"y: labels from {np.min(labels)} to {np.max(labels)}; the model has {classes} outputs")
+            labels = tf.one_hot(labels, classes, dtype=self.config.dtype)
+        _check_y(self.config.loss, labels, outputs, "y")
         return OwnAdapted(self, ensemble.adapt(self.model, self.weights, inputs, labels, steps))
 
     def test(self, tasks: Any, count: int = 600, num_updates: int | None = None) -> TestTable:
@@ -292,7 +301,7 @@ class OwnLearner:
             tasks: as for `maml.train`; an object that handles splits is asked for "test".
             num_updates: inner steps; None: as many as in training.
         """
-        steps = self.config.num_updates if num_updates is None else num_updates
+        steps, count = self._steps(num_updates), whole("count", count, 1)
         data = OwnTasks(self.config, {"test": tasks})
         _check_model(self.model, data, self.config.loss)
         try:
@@ -347,6 +356,9 @@ class OwnLearner:
         about = {"run": str(self.folder), "num_updates": self.config.num_updates, "config": self.config.to_dict()}
         write_saved_model(target, module, predict, about)
 
+    def _steps(self, num_updates: Any) -> int:
+        return self.config.num_updates if num_updates is None else whole("num_updates", num_updates)
+
     def _tensors(self, values: Any) -> Any:
         def tensor(value: Any) -> tf.Tensor:
             array = np.asarray(value)
@@ -381,18 +393,16 @@ class OwnAdapted:
         return tf.nn.softmax(self._outputs(x)).numpy()
 
     def _outputs(self, x: Any) -> Any:
-        learner = self.learner
-        with learner.model.model.quiet():
-            return ensemble.predict(learner.model, self.weights, None, learner._tensors(x))
+        learner, inputs = self.learner, self.learner._tensors(x)
+        with _taken(inputs, "x"), learner.model.model.quiet():
+            return ensemble.predict(learner.model, self.weights, None, inputs)
 
 
 def _given(flags: dict[str, Any], loss: Any, learn_rates: str | None, logdir: Any) -> dict[str, Any]:
-    fields = {field.name for field in dataclasses.fields(Config)}
-    unknown = sorted(set(flags) - fields)
-    if unknown:
-        raise UserError(f"train: no flag {', '.join(unknown)}; `python main.py --helpfull` lists them")
-    if isinstance(loss, str) and loss not in LOSSES:
+    if loss not in LOSSES if isinstance(loss, str) else not callable(loss):
         raise UserError(f"loss={loss!r}: must be mse, xent, or a function of (outputs, y)")
+    if "datasource" in flags:
+        raise UserError(f"datasource={flags['datasource']!r}: maml.train takes your tasks; main.py has data sources")
     own = OWN | {"loss": loss if isinstance(loss, str) else "own", "logdir": os.path.expanduser(os.fspath(logdir))}
     return own | ({"learn_rates": learn_rates} if learn_rates else {}) | flags
 
@@ -410,12 +420,9 @@ def _check_model(learner: OwnMAML, data: OwnTasks, loss: Any) -> None:
     weights, model = learner.init_state().weights, learner.model
     xa, _, xb, yb = tf.nest.map_structure(tf.constant, data.like)
     for name, x in (("support x", xa), ("query x", xb)):
-        try:
+        with _taken(x, name):
             outputs = model.apply(weights, x)
-        except Exception as error:  # of whatever kind the user's model raises
-            shapes = [list(array.shape) for array in tf.nest.flatten(x)]
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"the model does not take {name} of the shape {shapes}: {reason}") from error
+        _check_dtype(outputs, learner.config.dtype)
     if loss == "xent":
         _check_logits(outputs)
         data.one_hot = outputs.shape[-1]
@@ -423,14 +430,38 @@ def _check_model(learner: OwnMAML, data: OwnTasks, loss: Any) -> None:
         data.like = None
         data.like = data._prepared(split, 0, like)
         yb = tf.nest.map_structure(tf.constant, data.like[3])
-    if loss in LOSSES and tuple(outputs.shape) != tuple(yb.shape):
-        raise UserError(f"query y has the shape {list(yb.shape)}, and the model's outputs {list(outputs.shape)}")
+    _check_y(loss, yb, outputs, "query y")
     try:
         value = learner.loss_func(outputs, yb)
     except Exception as error:
         raise UserError(f"the loss does not take the model's outputs and y: {' '.join(str(error).split())}") from error
     if tuple(getattr(value, "shape", (1,))) != ():
         raise UserError(f"the loss returns the shape {list(value.shape)}, needed one number: take its mean")
+
+
+@contextlib.contextmanager
+def _taken(x: Any, name: str) -> Iterator[None]:
+    """Raises UserError if the model, which is called in the block, does not take its inputs x."""
+    try:
+        yield
+    except Exception as error:  # of whatever kind the user's model raises
+        shapes = [list(array.shape) for array in tf.nest.flatten(x)]
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the model does not take {name} of the shape {shapes}: {reason}") from error
+
+
+def _check_y(loss: Any, y: Any, outputs: Any, name: str) -> None:
+    """Raises UserError if y has another shape than the outputs: a named loss would broadcast them, silently."""
+    if loss in LOSSES and tuple(outputs.shape) != tuple(y.shape):
+        raise UserError(f"{name} has the shape {list(y.shape)}, and the model's outputs {list(outputs.shape)}")
+
+
+def _check_dtype(outputs: Any, dtype: str) -> None:
+    """Raises UserError if a model computes with numbers of another size than the run."""
+    found = {tensor.dtype.name for tensor in tf.nest.flatten(outputs)}.intersection(FLOATS)
+    if other := sorted(found - {dtype}):
+        way_out = f"give dtype={other[0]!r}, or " if other[0] in ("float32", "float64") else ""
+        raise UserError(f"the model computes in {other[0]}, and the run in {dtype}: {way_out}build it in {dtype}")
 
 
 def _check_logits(outputs: tf.Tensor) -> None:

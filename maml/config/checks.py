@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from maml.config.config import Config
 
 
+# Of the official networks and data sources; a model and tasks of one's own decide all this.
+NOT_OWN = (
+    *("baseline", "bfloat16", "channels", "conv", "conventions", "crop", "data_dir", "flip", "image_size", "max_pool"),
+    *("normalize", "num_classes", "num_filters", "omniglot_resize", "query_size", "rotate_classes"),
+    *("train_num_classes", "train_update_batch_size", "update_batch_size"),
+)
+
+
 def check(config: "Config", given: Collection[str] = ()) -> None:
     """Raises UserError with one line if a flag is out of range, contradicts another, or has no use.
 
@@ -36,7 +44,7 @@ def check(config: "Config", given: Collection[str] = ()) -> None:
             f"--accumulate={config.accumulate}: --meta_batch_size={config.meta_batch_size} does not divide into that "
             f"many equal parts; the nearest number that does is {near}"
         )
-    _check_task(config)
+    _check_task(config, given)
     _check_network(config)
     _check_use(config)
 
@@ -55,16 +63,14 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
         raise UserError(f"--{field.name}=0: must be at least 1, or -1 for the default")
 
 
-def _check_task(config: "Config") -> None:
-    if not (config.classification or algorithms.ENTRIES[config.algorithm].regresses):
-        raise UserError(f"--algorithm={config.algorithm} is for images; choose a --datasource other than sinusoid")
+def _check_task(config: "Config", given: Collection[str]) -> None:
     if (config.loss == "official") == (config.datasource == "own"):
         raise UserError("--datasource=own and --loss are for maml.train in Python, with a model and tasks of your own")
     if config.datasource == "own":
-        if not config.uses("learn_rates"):
-            family = ", ".join(algorithms.users("learn_rates"))
-            raise UserError(f"--algorithm={config.algorithm} is for the official networks; maml.train has {family}")
+        _check_own(config, given)
         return
+    if not (config.classification or algorithms.ENTRIES[config.algorithm].regresses):
+        raise UserError(f"--algorithm={config.algorithm} is for images; choose a --datasource other than sinusoid")
     if config.datasource == "sinusoid":
         if config.conventions != "maml":
             raise UserError(
@@ -80,6 +86,21 @@ def _check_task(config: "Config") -> None:
         raise UserError("--num_classes=1: classification needs at least 2 classes")
     if config.datasource != "folder" and (config.image_size, config.channels) != (UNSET, UNSET):
         raise UserError("--image_size and --channels are for --datasource=folder only")
+
+
+def _check_own(config: "Config", given: Collection[str]) -> None:
+    """Refuses what is of the official networks and data sources beside a model and tasks of one's own."""
+    if not config.uses("learn_rates"):
+        family = ", ".join(algorithms.users("learn_rates"))
+        raise UserError(f"--algorithm={config.algorithm} is for the official networks; maml.train has {family}")
+    if config.norm != "None":
+        raise UserError(f"--norm={config.norm} is for the official networks; your model has its own normalizations")
+    for name in NOT_OWN:
+        if name in given:
+            raise UserError(
+                f"--{name}={getattr(config, name)} is for the official networks and data sources; with maml.train it "
+                "is your model and your tasks that decide"
+            )
 
 
 def _check_network(config: "Config") -> None:

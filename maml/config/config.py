@@ -8,7 +8,7 @@ from maml.config.checks import check
 from maml.config.defaults import PLUS_PLUS_NORMALIZATION, defaults_of
 from maml.config.flags import SMALLEST_POOLED, UNSET, Flags, names_of
 from maml.config.names import exp_string
-from maml.config.record import checked_values
+from maml.config.record import checked_values, typed
 from maml.errors import UserError
 
 
@@ -27,8 +27,9 @@ class Config(Flags):
             given: values by flag name, only those the user set.
 
         Raises:
-            UserError: a value is out of range, or two flags contradict each other.
+            UserError: a flag is unknown, a value of another type or out of range, or two flags contradict each other.
         """
+        given = typed(given)
         algorithm = given.get("algorithm", cls.algorithm)
         defaults = defaults_of(algorithm, given.get("datasource", ""))
         if given.get("norm", cls.norm) != "batch_norm" or given.get("datasource") == "own":

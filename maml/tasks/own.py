@@ -53,12 +53,20 @@ class OwnTasks:
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[tuple, Future] = {}
         self._lock = Lock()  # replicas of one process draw at the same time
+        if not self.draws:
+            raise UserError("tasks: None, needed a function of rng, a list of tasks, or an object")
         split = next(iter(self.draws))
         self.like = self._prepared(split, 0, self._raw(split, 0))
 
     def _raw(self, split: str, number: int) -> Any:
         rng = np.random.default_rng([self.config.seed, SPLITS.index(split), number])
-        return self.draws[split](rng, number)
+        try:
+            return self.draws[split](rng, number)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever kind the user's task raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"task {number} of {split}: your task raised {reason}") from error
 
     def _prepared(self, split: str, number: int, task: Any) -> tuple:
         """One task as arrays of the right types, checked.
@@ -118,9 +126,6 @@ class OwnTasks:
             return found.result()
         except UserError as error:
             self.error = error
-            raise
-        except Exception as error:
-            self.error = UserError(f"batch {index} of {split}: your task raised {type(error).__name__}: {error}")
             raise
 
     def episodes(self, split: str, index: Any, meta_batch_size: int, part: Part = WHOLE) -> Episodes:

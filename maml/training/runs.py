@@ -13,7 +13,7 @@ from typing import Any
 
 from maml.config import Config, names_of
 from maml.config.checks import check
-from maml.config.record import expanded
+from maml.config.record import expanded, typed
 from maml.errors import UserError
 from maml.files import locked, make_folder, read_json, write_json
 from maml.machine import versions
@@ -140,7 +140,7 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
     Raises:
         UserError: there is no run.
     """
-    given = expanded(given)
+    given = expanded(typed(given))
     root = Path(given.get("logdir") or "logs")
     wanted = {name: value for name, value in given.items() if name in names_of("network", "training")}
     for name in ("update_batch_size", "update_lr"):

@@ -126,6 +126,7 @@ def test_forms_of_images_and_labels():
     """Bytes or floats, with or without a channel axis; any hashable label, given back as it came."""
     learner, support, query = learner_of(), images(WAYS), images(4, seed=1)
     expected = learner.adapt(support, ["x", "y", "z"]).predict_proba(query)
+    np.testing.assert_array_equal(learner.adapt(support, tf.range(3), np.int64(2)).predict_proba(query), expected)
     same = learner.adapt((support / 255)[..., None], np.array([7, 5, 9]))
     np.testing.assert_allclose(same.predict_proba(np.float32(query[..., None]) / 255), expected, atol=1e-6)
     assert same.classes == (7, 5, 9)
@@ -185,7 +186,9 @@ def test_other_bad_calls_are_refused():
     for call, said in (
         (lambda: learner.adapt(*GOOD, num_updates=-1), "num_updates=-1"),
         (lambda: adapted.predict(images(2)[:, :5]), "images: shape [2, 5, 28]"),
+        (lambda: learner.adapt(*GOOD, num_updates="1"), "num_updates='1'"),
         (lambda: learner.read_images([]), "no image files"),
+        (lambda: learner.read_images("a.png"), "a.png: one path, needed a list"),
         (lambda: sinusoid().adapt(np.zeros([4]), np.zeros([4, 1])), "shape [4], needed [n, 1]"),
         (lambda: sinusoid().adapt(np.zeros([4, 1]), np.zeros([4])), "shape [4], needed [4, 1]"),
         (lambda: sinusoid().adapt(np.full([4, 1], np.inf), np.zeros([4, 1])), "finite"),
@@ -221,6 +224,7 @@ def test_load(tmp_path, monkeypatch):
     for given, said in (
         ({"test_iter": 11}, "no checkpoint of iteration 11; there are: 10, 20"),
         ({"step": 3}, "no flag step"),
+        ({"test_iter": "11"}, "--test_iter='11': must be a whole number"),
         ({"logdir": "nowhere"}, "no run under nowhere"),
         ({"bn_mode": "support"}, "--norm=None"),
     ):

@@ -355,6 +355,54 @@ def test_a_run_resumes_to_the_bit_whatever_else_the_process_built(tmp_path, monk
     np.testing.assert_array_equal(loaded.adapt(x, y).predict(x), again.adapt(x, y).predict(x))
 
 
+def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
+    """A y of another shape would be broadcast, and a label that is none would be a row of zeros: numbers, no error."""
+    line_learner = maml.train(small(), line, logdir=tmp_path / "line", **TINY)
+    blob_learner = maml.train(small(3, 2), blobs, loss="xent", logdir=tmp_path / "blobs", **TINY)
+    x, y, *_ = line(np.random.default_rng(1))
+    points, labels, *_ = blobs(np.random.default_rng(1))
+    adapted = line_learner.adapt(x, y)
+    for call, said in (
+        (lambda: line_learner.adapt(x, y[:, 0]), "y has the shape"),
+        (lambda: line_learner.adapt(x, y[:-1]), "y has the shape"),
+        (lambda: line_learner.adapt(np.zeros([4, 3]), y[:4]), r"does not take x of the shape \[\[4, 3\]\]"),
+        (lambda: line_learner.adapt(x, y, num_updates=-1), "num_updates=-1: must be a whole number"),
+        (lambda: line_learner.adapt(x, y, num_updates="2"), "num_updates='2': must be a whole number"),
+        (lambda: line_learner.test(line, 0), "count=0: must be a whole number, 1 or more"),
+        (lambda: adapted.predict(np.zeros([4, 3])), "does not take x of the shape"),
+        (lambda: blob_learner.adapt(points, labels + 1), "y: labels from 1 to 3; the model has 3 outputs"),
+        (lambda: blob_learner.adapt(points, -labels), "y: labels from -2 to 0"),
+        (lambda: blob_learner.adapt(points, labels[:-1]), "y has the shape"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert np.isfinite(line_learner.adapt(x, y, num_updates=np.int64(2)).predict(x)).all()
+
+
+@pytest.mark.parametrize("doubles", ["Keras", "function"])
+def test_a_run_in_float64(doubles, tmp_path):
+    made = {
+        "Keras": lambda: model(lambda: L.Dense(8, "tanh"), lambda: L.Dense(1), shape=(1,)),
+        "function": lambda: ({"w": np.ones([1, 1], np.float32)}, lambda w, x: x @ w["w"]),
+    }[doubles]
+    learner = maml.train(made(), line, dtype="float64", logdir=tmp_path, **TINY)
+    assert {weight.dtype for weight in learner.weights.values()} == {tf.float64}
+    x, y, *_ = line(np.random.default_rng(1))
+    again = maml.load(tmp_path, model=made()).adapt(x, y).predict(x)
+    assert again.dtype == np.float64
+    np.testing.assert_array_equal(again, learner.adapt(x, y).predict(x))
+
+
+def test_numbers_of_numpys_types_are_numbers(tmp_path):
+    flags = {"metatrain_iterations": np.int64(3), "update_lr": np.float32(0.5), "meta_batch_size": 2.0, "meta_lr": 1}
+    learner = maml.train(small(), line, logdir=tmp_path / "a", **flags)
+    plain = {"metatrain_iterations": 3, "update_lr": 0.5, "meta_batch_size": 2, "meta_lr": 1.0}
+    same = maml.train(small(), line, logdir=tmp_path / "b", **plain)
+    assert learner.config.replace(logdir="") == same.config.replace(logdir="")
+    assert learner.folder.name == same.folder.name
+
+
 def test_an_ensemble_averages_what_its_members_predict(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = TINY | {"val_tasks": 4, "val_interval": 5, "keep_best": 3}
@@ -505,6 +553,34 @@ BAD = {
     "another shape": (small, sometimes(shorter), {}, r"task \d+ of train: query x has the shape \[\(6, 1\)\]"),
     "an error": (small, sometimes(raising), {}, "your task raised KeyError"),
     "an unknown flag": (small, line, {"inner_lr": 0.1}, "no flag inner_lr"),
+    "a model of doubles": (
+        lambda: model(lambda: L.Dense(1), shape=(1,)),
+        line,
+        {},
+        "computes in float64, and the run in float32: give dtype='float64', or build it in float32",
+    ),
+    "a run of doubles": (small, line, {"dtype": "float64"}, "in float32, and the run in float64: give dtype='float32'"),
+    "mixed precision": (
+        lambda: model(lambda: L.Dense(1), shape=(1,), dtype="mixed_bfloat16"),
+        line,
+        {},
+        "computes in bfloat16, and the run in float32: build it in float32",
+    ),
+    "a text for a number": (small, line, {"update_lr": "0.1"}, "--update_lr='0.1': must be a number"),
+    "a broken number": (small, line, {"num_updates": 1.5}, "--num_updates=1.5: must be a whole number"),
+    "nothing for a number": (small, line, {"meta_lr": None}, "--meta_lr=None: must be a number"),
+    "a number for a switch": (small, line, {"stop_grad": 1}, "--stop_grad=1: must be True or False"),
+    "a switch for a number": (small, line, {"seed": True}, "--seed=True: must be a whole number"),
+    "a number for a text": (small, line, {"algorithm": 3}, "--algorithm=3: must be a text"),
+    "no loss": (small, line, {"loss": None}, "loss=None: must be mse, xent, or a function"),
+    "weights in a list": (lambda: ([np.zeros([1, 1])], lambda w, x: x @ w[0]), line, {}, "a dict of arrays"),
+    "no tasks": (small, None, {}, "tasks: None, needed a function"),
+    "a task without rng": (small, lambda: 3, {}, "task 0 of train: your task raised TypeError"),
+    "an official data source": (small, line, {"datasource": "omniglot"}, "maml.train takes your tasks"),
+    "an official network's flag": (small, line, {"num_filters": 8}, "--num_filters=8 is for the official networks"),
+    "shots": (small, line, {"update_batch_size": 5}, "it is your model and your tasks that decide"),
+    "a normalization": (small, line, {"norm": "batch_norm"}, "your model has its own normalizations"),
+    "Reptile": (small, line, {"algorithm": "reptile"}, "maml, anil, metasgd"),
     "nothing adapted": (small, line, {"adapt": lambda name: False}, "chooses none of the weights"),
     "bilinear upsampling": (
         lambda: model(
