@@ -30,7 +30,7 @@ from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
 from maml.own_code import code_of
 from maml.tasks.image_files import listed
-from maml.tasks.own import OwnTasks
+from maml.tasks.own import OwnTasks, numbers, one_hot
 from maml.terminal import aligned
 from maml.training import checkpoints
 from maml.training.evaluation import Evaluator, TestResult
@@ -231,6 +231,7 @@ def load_own(logdir: str | os.PathLike, model: Any, loss: Any = None, adapt: Any
         adapt = about["adapt"]
         if adapt not in ("all", "head"):
             raise UserError(f"{folder}: was trained with an adapt of your own: give it, load(..., adapt=...)")
+    _check_loss(loss)
     learner = OwnMAML(config, model_of(model, adapt, config.dtype), loss)
     _, weights = checkpoints.restore_chosen(folder, config, learner)
     return OwnLearner(config, learner, weights, folder)
@@ -283,14 +284,12 @@ class OwnLearner:
             UserError: x or y does not fit the model.
         """
         steps = self._steps(num_updates)
-        inputs, labels = self._tensors(x), self._tensors(y)
+        inputs, arrays = self._tensors(x, "x"), numbers(y, self.config.dtype, "y")
         with _taken(inputs, "x"), self.model.model.quiet():
             outputs = self.model.model.apply(ensemble.best(self.weights), inputs)
-        if self.config.loss == "xent" and not labels.dtype.is_floating:
-            classes = outputs.shape[-1]
-            if not 0 <= np.min(labels, initial=0) <= np.max(labels, initial=0) < classes:
-                raise UserError(f"y: labels from {np.min(labels)} to {np.max(labels)}; the model has {classes} outputs")
-            labels = tf.one_hot(labels, classes, dtype=self.config.dtype)
+        if self.config.loss == "xent":
+            arrays = one_hot(arrays, outputs.shape[-1], self.config.dtype, "y")
+        labels = tf.nest.map_structure(tf.constant, arrays)
         _check_y(self.config.loss, labels, outputs, "y")
         return OwnAdapted(self, ensemble.adapt(self.model, self.weights, inputs, labels, steps))
 
@@ -359,13 +358,8 @@ class OwnLearner:
     def _steps(self, num_updates: Any) -> int:
         return self.config.num_updates if num_updates is None else whole("num_updates", num_updates)
 
-    def _tensors(self, values: Any) -> Any:
-        def tensor(value: Any) -> tf.Tensor:
-            array = np.asarray(value)
-            kind = self.config.dtype if array.dtype.kind == "f" else np.int32
-            return tf.constant(array, kind)
-
-        return tf.nest.map_structure(tensor, values)
+    def _tensors(self, values: Any, name: str) -> Any:
+        return tf.nest.map_structure(tf.constant, numbers(values, self.config.dtype, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,18 +387,24 @@ class OwnAdapted:
         return tf.nn.softmax(self._outputs(x)).numpy()
 
     def _outputs(self, x: Any) -> Any:
-        learner, inputs = self.learner, self.learner._tensors(x)
+        learner, inputs = self.learner, self.learner._tensors(x, "x")
         with _taken(inputs, "x"), learner.model.model.quiet():
             return ensemble.predict(learner.model, self.weights, None, inputs)
 
 
 def _given(flags: dict[str, Any], loss: Any, learn_rates: str | None, logdir: Any) -> dict[str, Any]:
-    if loss not in LOSSES if isinstance(loss, str) else not callable(loss):
-        raise UserError(f"loss={loss!r}: must be mse, xent, or a function of (outputs, y)")
+    _check_loss(loss)
+    if not isinstance(logdir, str | os.PathLike):
+        raise UserError(f"logdir={logdir!r}: must be a path")
     if "datasource" in flags:
         raise UserError(f"datasource={flags['datasource']!r}: maml.train takes your tasks; main.py has data sources")
     own = OWN | {"loss": loss if isinstance(loss, str) else "own", "logdir": os.path.expanduser(os.fspath(logdir))}
     return own | ({"learn_rates": learn_rates} if learn_rates else {}) | flags
+
+
+def _check_loss(loss: Any) -> None:
+    if loss not in LOSSES if isinstance(loss, str) else not callable(loss):
+        raise UserError(f"loss={loss!r}: must be mse, xent, or a function of (outputs, y)")
 
 
 def _splitting(tasks: Any) -> Any:
@@ -418,25 +418,41 @@ def _check_model(learner: OwnMAML, data: OwnTasks, loss: Any) -> None:
         UserError: the model, the loss and the task do not fit each other.
     """
     weights, model = learner.init_state().weights, learner.model
-    xa, _, xb, yb = tf.nest.map_structure(tf.constant, data.like)
-    for name, x in (("support x", xa), ("query x", xb)):
+    for name, x in (("support x", data.like[0]), ("query x", data.like[2])):
         with _taken(x, name):
-            outputs = model.apply(weights, x)
-        _check_dtype(outputs, learner.config.dtype)
+            outputs = model.apply(weights, tf.nest.map_structure(tf.constant, x))
+        _check_outputs(outputs, loss, learner.config.dtype)
     if loss == "xent":
-        _check_logits(outputs)
         data.one_hot = outputs.shape[-1]
         split, like = next(iter(data.draws)), data.like
         data.like = None
         data.like = data._prepared(split, 0, like)
-        yb = tf.nest.map_structure(tf.constant, data.like[3])
-    _check_y(loss, yb, outputs, "query y")
+    for name, place in (("support y", 0), ("query y", 2)):
+        x, y = (tf.nest.map_structure(tf.constant, part) for part in data.like[place : place + 2])
+        _check_y(loss, y, model.apply(weights, x), name)
+        _check_value(learner, weights, x, y, name)
+
+
+def _check_value(learner: OwnMAML, weights: Weights, x: Any, y: Any, name: str) -> None:
+    """Raises UserError if the loss of a set is not one number that depends on the weights, or no graph computes it."""
+
+    def value_of(weights: Weights) -> Any:
+        return learner.loss_func(learner.model.apply(weights, x), y)
+
     try:
-        value = learner.loss_func(outputs, yb)
-    except Exception as error:
-        raise UserError(f"the loss does not take the model's outputs and y: {' '.join(str(error).split())}") from error
-    if tuple(getattr(value, "shape", (1,))) != ():
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            value = value_of(weights)
+        tf.function(value_of, autograph=False).get_concrete_function(weights)
+    except Exception as error:  # of whatever kind the user's loss raises
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the loss does not take the model's outputs and {name}: {reason}") from error
+    if not tf.is_tensor(value):
+        raise UserError(f"the loss returns {type(value).__name__}, needed a tensor that depends on the outputs")
+    if value.shape != ():
         raise UserError(f"the loss returns the shape {list(value.shape)}, needed one number: take its mean")
+    if all(slope is None for slope in tape.gradient(value, weights).values()):
+        raise UserError(f"the loss of {name} does not depend on any weight: nothing could be learned")
 
 
 @contextlib.contextmanager
@@ -456,8 +472,13 @@ def _check_y(loss: Any, y: Any, outputs: Any, name: str) -> None:
         raise UserError(f"{name} has the shape {list(y.shape)}, and the model's outputs {list(outputs.shape)}")
 
 
-def _check_dtype(outputs: Any, dtype: str) -> None:
-    """Raises UserError if a model computes with numbers of another size than the run."""
+def _check_outputs(outputs: Any, loss: Any, dtype: str) -> None:
+    """Raises UserError if a model's outputs are not what the loss takes, or of another precision than the run."""
+    if not all(map(tf.is_tensor, tf.nest.flatten(outputs))) or (loss in LOSSES and not tf.is_tensor(outputs)):
+        needed = f"one tensor for loss={loss!r}" if loss in LOSSES else "tensors"
+        raise UserError(f"the model returns {type(outputs).__name__}, needed {needed}")
+    if loss == "xent":
+        _check_logits(outputs)
     found = {tensor.dtype.name for tensor in tf.nest.flatten(outputs)}.intersection(FLOATS)
     if other := sorted(found - {dtype}):
         way_out = f"give dtype={other[0]!r}, or " if other[0] in ("float32", "float64") else ""

@@ -35,6 +35,9 @@ class FunctionModel(Model):
         if adapt == "head":
             raise UserError('adapt="head": a function has no layers; name the weights by a function of their names')
         self.first, self.forward, self.dtype = _flat(weights), forward, dtype
+        for name, value in self.first.items():
+            if np.asarray(value).dtype.kind not in "fiub":
+                raise UserError(f"the weight {name} holds {np.asarray(value).dtype}, needed numbers")
         if not self.first:
             raise UserError("the weights are empty, so there is nothing to learn")
         self.names, self.head = list(self.first), frozenset()

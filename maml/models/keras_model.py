@@ -151,7 +151,11 @@ def chosen(adapt: str | Callable[[str], bool], names: list[str], head: frozenset
         UserError: there are none.
     """
     if callable(adapt):
-        found = frozenset(name for name in names if adapt(name))
+        try:
+            found = frozenset(name for name in names if adapt(name))
+        except Exception as error:  # of whatever kind the user's function raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"adapt raised {reason}; needed a function of a weight's name") from error
     elif adapt in ("all", "head"):
         found = frozenset(names) if adapt == "all" else head
     else:

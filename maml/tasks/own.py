@@ -80,30 +80,12 @@ class OwnTasks:
             raise UserError(f"{where}: {found}, needed (support x, support y, query x, query y)")
         parts = []
         for name, part in zip(PARTS, task, strict=True):
-            labels = self.one_hot if name.endswith("y") else 0
-            try:
-                parts.append(tf.nest.map_structure(lambda value: self._array(value, labels), part))  # noqa: B023
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{where}: {name}: {' '.join(str(error).split())}") from error
+            arrays = numbers(part, self.config.dtype, f"{where}: {name}")
+            classes = self.one_hot if name.endswith("y") else 0
+            parts.append(one_hot(arrays, classes, self.config.dtype, f"{where}: {name}") if classes else arrays)
         if self.like is not None:
             _check_alike(where, parts, self.like)
         return tuple(parts)
-
-    def _array(self, value: Any, classes: int) -> np.ndarray:
-        array = np.asarray(value)
-        if array.dtype == object or array.dtype.kind in "SUV":
-            raise ValueError(f"holds {array.dtype}, needed numbers")
-        if array.dtype.kind == "f":
-            if not np.isfinite(array).all():
-                raise ValueError("holds a nan or an infinity")
-            array = array.astype(self.config.dtype)
-        elif array.dtype.kind in "iu":
-            array = array.astype(np.int32)
-        if classes and array.dtype.kind == "i":
-            if array.size and not 0 <= array.min() <= array.max() < classes:
-                raise ValueError(f"labels from {array.min()} to {array.max()}, and the model has {classes} outputs")
-            array = np.eye(classes, dtype=self.config.dtype)[array]
-        return array
 
     def task(self, split: str, number: int) -> tuple:
         """One task: (support x, support y, query x, query y)."""
@@ -142,6 +124,51 @@ class OwnTasks:
         for tensor, array in zip(drawn, flat, strict=True):
             tensor.set_shape([meta_batch_size, *array.shape])
         return Episodes(*tf.nest.pack_sequence_as(self.like, drawn))
+
+
+def numbers(values: Any, dtype: str, name: str) -> Any:
+    """Arrays, or a structure of them, with a leading axis of examples: floats of the type, whole numbers as int32.
+
+    Args:
+        name: theirs, for the message.
+
+    Raises:
+        UserError: they hold something else than finite numbers, or no example.
+    """
+
+    def checked(value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.dtype == object or array.dtype.kind in "SUV":
+            raise ValueError(f"holds {array.dtype}, needed numbers")
+        if not array.shape:
+            raise ValueError("holds a single number; make lists an array with np.array")
+        if not len(array):
+            raise ValueError("holds no example")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("holds a nan or an infinity")
+        return array.astype(dtype if array.dtype.kind == "f" else np.int32 if array.dtype.kind in "iu" else array.dtype)
+
+    try:
+        return tf.nest.map_structure(checked, values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def one_hot(labels: Any, classes: int, dtype: str, name: str) -> Any:
+    """Labels from 0 to `classes` − 1 as rows; rows of floats stay as they are.
+
+    Raises:
+        UserError: a label is out of range; `name` is theirs.
+    """
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind != "i":
+            return array
+        if not 0 <= array.min() <= array.max() < classes:
+            raise UserError(f"{name}: labels from {array.min()} to {array.max()}, and the model has {classes} outputs")
+        return np.eye(classes, dtype=dtype)[array]
+
+    return tf.nest.map_structure(rows, labels)
 
 
 def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]:

@@ -161,6 +161,8 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
                 test = Config(**(values | given | {"train": False}))
                 check(test, given)
                 return folder, test
+    if given.get("datasource") == "own":
+        raise UserError(f"{root}: no run of maml.train in it that agrees with the flags given")
     config = Config.from_flags(given | {"train": False})
     folder = run_folder(config)
     if any(folder.glob("model*.index")):

@@ -370,13 +370,21 @@ def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
         (lambda: line_learner.adapt(x, y, num_updates="2"), "num_updates='2': must be a whole number"),
         (lambda: line_learner.test(line, 0), "count=0: must be a whole number, 1 or more"),
         (lambda: adapted.predict(np.zeros([4, 3])), "does not take x of the shape"),
-        (lambda: blob_learner.adapt(points, labels + 1), "y: labels from 1 to 3; the model has 3 outputs"),
+        (lambda: adapted.predict(None), "x: holds object, needed numbers"),
+        (lambda: adapted.predict([[1.0], [2.0]]), "x: holds a single number; make lists an array"),
+        (lambda: adapted.predict(np.full([2, 1], np.nan)), "x: holds a nan"),
+        (lambda: line_learner.adapt(x[:0], y[:0]), "x: holds no example"),
+        (lambda: maml.load(tmp_path / "line", model=small(), loss="foo"), "loss='foo': must be mse"),
+        (lambda: blob_learner.adapt(points, labels + 1), "y: labels from 1 to 3, and the model has 3 outputs"),
         (lambda: blob_learner.adapt(points, -labels), "y: labels from -2 to 0"),
         (lambda: blob_learner.adapt(points, labels[:-1]), "y has the shape"),
     ):
         with pytest.raises(UserError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+    run_here("--norm=None", "--metatrain_iterations=1", f"--logdir={tmp_path / 'sine'}")
+    with pytest.raises(UserError, match="no run of maml.train in it"):
+        maml.load(tmp_path / "sine", model=small())
     assert np.isfinite(line_learner.adapt(x, y, num_updates=np.int64(2)).predict(x)).all()
 
 
@@ -533,15 +541,20 @@ def raising(parts):
     raise KeyError("nothing")
 
 
+def two_outputs():
+    inputs = keras.Input((1,))
+    return keras.Model(inputs, [L.Dense(1)(inputs), L.Dense(1)(inputs)])
+
+
 BAD = {
     "no weights": (lambda: model(L.Flatten, shape=(1,)), line, {}, "no trainable weights"),
     "not a model": (lambda: object(), line, {}, "needed a Keras 3 model or"),
-    "a vector of losses": (small, line, {"loss": lambda o, y: tf.square(o - y)[:, 0]}, r"returns the shape \[7\]"),
+    "a vector of losses": (small, line, {"loss": lambda o, y: tf.square(o - y)[:, 0]}, r"returns the shape \[5\]"),
     "another loss": (small, line, {"loss": "mae"}, "must be mse, xent, or a function"),
     "a generator": (small, generator, {}, "a generator cannot be repeated"),
     "three parts": (small, lambda rng: line(rng)[:3], {}, "task 0 of train: 3 parts, needed"),
     "the wrong width": (lambda: small(1, 3), line, {}, "does not take support x of the shape"),
-    "broadcasting": (lambda: small(2), line, {}, r"query y has the shape \[7, 1\], and the model's outputs \[7, 2\]"),
+    "broadcasting": (lambda: small(2), line, {}, r"support y has the shape \[5, 1\], and the model's outputs \[5, 2\]"),
     "labels out of range": (lambda: small(2, 2), blobs, {"loss": "xent"}, "labels from 0 to 2, and the model has 2"),
     "probabilities": (
         lambda: model(lambda: L.Dense(3, "softmax"), shape=(2,), dtype="float32"),
@@ -566,6 +579,35 @@ BAD = {
         {},
         "computes in bfloat16, and the run in float32: build it in float32",
     ),
+    "a support y that would be broadcast": (
+        small,
+        lambda rng: (np.zeros([4, 1]), np.zeros([4]), np.zeros([4, 1]), np.zeros([4, 1])),
+        {},
+        r"support y has the shape \[4\], and the model's outputs \[4, 1\]",
+    ),
+    "lists": (small, lambda rng: ([[1.0]], [[1.0]], [[1.0]], [[1.0]]), {}, "support x: holds a single number; make"),
+    "no example": (small, lambda rng: (np.zeros([0, 1]),) * 4, {}, "support x: holds no example"),
+    "texts": (small, lambda rng: (np.array([["a"]]),) * 4, {}, "support x: holds <U1, needed numbers"),
+    "a loss in NumPy": (
+        small,
+        line,
+        {"loss": lambda o, y: np.mean((o - y) ** 2)},
+        "support y: Cannot convert a symbolic",
+    ),
+    "a loss through NumPy": (
+        small,
+        line,
+        {"loss": lambda o, y: tf.constant(np.mean(o)) + tf.reduce_mean(o - y)},
+        "the loss does not take the model's outputs and support y: Cannot convert a symbolic",
+    ),
+    "a loss of no tensor": (small, line, {"loss": lambda o, y: 0.0}, "returns float, needed a tensor"),
+    "a loss of nothing": (small, line, {"loss": lambda o, y: tf.constant(0.0)}, "does not depend on any weight"),
+    "a model of nothing": (lambda: ({"w": np.ones([1, 1])}, lambda w, x: x), line, {}, "does not depend on any weight"),
+    "no outputs": (lambda: ({"w": np.ones([1, 1])}, lambda w, x: None), line, {}, "the model returns NoneType, needed"),
+    "two outputs": (two_outputs, line, {}, "the model returns list, needed one tensor for loss='mse'"),
+    "weights of text": (lambda: ({"w": "abc"}, lambda w, x: x), line, {}, "the weight w holds <U3, needed numbers"),
+    "an adapt that raises": (small, line, {"adapt": lambda name: name.nothing}, "adapt raised AttributeError"),
+    "a logdir that is none": (small, line, {"logdir": None}, "logdir=None: must be a path"),
     "a text for a number": (small, line, {"update_lr": "0.1"}, "--update_lr='0.1': must be a number"),
     "a broken number": (small, line, {"num_updates": 1.5}, "--num_updates=1.5: must be a whole number"),
     "nothing for a number": (small, line, {"meta_lr": None}, "--meta_lr=None: must be a number"),
