@@ -383,7 +383,7 @@ def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
             call()
         assert "\n" not in str(caught.value)
     run_here("--norm=None", "--metatrain_iterations=1", f"--logdir={tmp_path / 'sine'}")
-    with pytest.raises(UserError, match="no run of maml.train in it"):
+    with pytest.raises(UserError, match=r"no run of maml\.train in it"):
         maml.load(tmp_path / "sine", model=small())
     assert np.isfinite(line_learner.adapt(x, y, num_updates=np.int64(2)).predict(x)).all()
 
