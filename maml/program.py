@@ -13,9 +13,7 @@ meaning and default.
 
 import contextlib
 import dataclasses
-import os
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ from maml.devices.cluster import Cluster, agreed, from_environment, together
 from maml.errors import UserError
 from maml.files import write_text
 from maml.machine import cores, processor, versions
-from maml.terminal import styled, table
+from maml.terminal import quiet_stderr, styled, table
 from maml.training.runs import RUN_FILE, check_data_dir, find_run, load_config
 
 if TYPE_CHECKING:
@@ -60,27 +58,6 @@ def given_flags() -> dict[str, Any]:
     """The values of the flags that were given on the command line."""
     names = [field.name for field in dataclasses.fields(Config)]
     return expanded({name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present})
-
-
-@contextlib.contextmanager
-def quiet_stderr():
-    """Holds back what C++ prints on stderr, and shows it only if the block fails for a reason unknown."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except (UserError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def set_up_tensorflow(config: Config, cluster: Cluster | None) -> "tf.distribute.Strategy":

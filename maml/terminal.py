@@ -1,12 +1,17 @@
 """Color and tables on a terminal; the same words without them in a file, a pipe, or where NO_COLOR is set."""
 
+import contextlib
 import os
+import sys
+import tempfile
 from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from maml.errors import UserError
 
 WIDEST = 1000  # characters of a table's line
 
@@ -56,3 +61,24 @@ def _terminal() -> Console | None:
     console = Console()
     plain = not console.is_terminal or console.is_dumb_terminal or "NO_COLOR" in os.environ
     return None if plain else console
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """Holds back what C++ prints on stderr, and shows it only if the block fails for a reason unknown."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (UserError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

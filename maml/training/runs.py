@@ -163,14 +163,34 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
                 return folder, test
     if given.get("datasource") == "own":
         raise UserError(f"{root}: no run of maml.train in it that agrees with the flags given")
-    config = Config.from_flags(given | {"train": False})
-    folder = run_folder(config)
-    if any(folder.glob("model*.index")):
-        return folder, config
+    found = _official(given, bool(runs))
+    if found:
+        return found
     if runs:
-        others = ", ".join(str(folder) for folder, _ in runs[:3])
+        others = ", ".join(f"{folder} with {_where_other(config, wanted)}" for folder, config in runs[:3])
         raise UserError(f"no run under {root} agrees with the flags given; there are {others}")
+    folder = run_folder(Config.from_flags(given | {"train": False}))
     raise UserError(f"no run under {root} (looked for {RUN_FILE}, and for {folder}/model*.index): train one first")
+
+
+def _official(given: dict[str, Any], others: bool) -> tuple[Path, Config] | None:
+    """The folder that the official code would name, if it holds a checkpoint.
+
+    Args:
+        others: whether there are runs that these flags may be meant for: then they need not fit by themselves.
+    """
+    try:
+        config = Config.from_flags(given | {"train": False})
+    except UserError:
+        if others:
+            return None
+        raise
+    folder = run_folder(config)
+    return (folder, config) if any(folder.glob("model*.index")) else None
+
+
+def _where_other(config: Config, wanted: dict[str, Any]) -> str:
+    return " ".join(f"--{name}={getattr(config, name)}" for name in wanted if getattr(config, name) != wanted[name])
 
 
 def check_data_dir(config: Config, folder: Path) -> None:

@@ -1,6 +1,9 @@
 """Runs beside one another: the same tasks, paired differences, seeds in one row."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import maml
 from maml import comparison
 from maml.errors import UserError
 from maml.training.summaries import Point
-from tests.command_line import run_here
+from tests.command_line import ROOT, run_here
 
 FLAGS = ("--norm=None", "--meta_batch_size=2", "--metatrain_iterations=20", "--val_tasks=0", "--test_num_updates=1")
 FLAGS += ("--summary_interval=5",)
@@ -58,6 +61,17 @@ def test_what_is_not_the_same_task_is_refused(logs, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["compare", str(logs / "nothing")])
     assert comparison.main() == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_error_is_the_only_line(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-m", "maml.compare", "nowhere"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 1 and told.stderr == "compare: nowhere: there is no run in it (looked for run.json)\n"
 
 
 def test_the_command_prints_the_table_and_draws_curves(logs, tmp_path, capsys, monkeypatch):

@@ -95,6 +95,18 @@ def test_any_flag_of_the_run_may_be_given_beside_a_test_and_threads_are_the_runs
     assert {config.datasource for config in seen} == {"folder"}
 
 
+def test_a_test_that_fits_no_run_names_what_differs(here, capsys, eagerly):
+    """Also if its flags would make no sense without the run's others, as --max_pool with a sinusoid."""
+    assert run_here(*IMAGES, "--data_dir=A", "--logdir=logs") == 0
+    [folder] = [path.parent for path in here.glob("logs/*/run.json")]
+    where = folder.relative_to(here)
+    capsys.readouterr()
+    for flags, other in ((("--num_filters=8",), "--num_filters=4"), (("--dtype=float64",), "--dtype=float32")):
+        assert run_here("--train=False", "--test_set=True", "--logdir=logs", *flags) == 1
+        error = capsys.readouterr().err
+        assert error == f"main.py: no run under logs agrees with the flags given; there are {where} with {other}\n"
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pictures_are_seen_on_white(tmp_path, mode):
     """Two different black shapes on nothing stay different; all of it black before."""
