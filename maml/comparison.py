@@ -144,12 +144,16 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    logdirs: Sequence[str | os.PathLike], tasks: int = 600, test_set: bool = True, seed: int = 0, **flags: Any
+    logdirs: str | os.PathLike | Sequence[str | os.PathLike],
+    tasks: int = 600,
+    test_set: bool = True,
+    seed: int = 0,
+    **flags: Any,
 ) -> Comparison:
     """Tests runs on the same tasks.
 
     Args:
-        logdirs: folders of runs, or of folders of runs: all in them.
+        logdirs: folders of runs, or of folders of runs: all in them; or one such folder.
         tasks: of the test set, or else of the validation set.
         seed: of the tasks.
         flags: of a test, for all runs: `test_checkpoint="best"`, `bn_mode="support"`, ….
@@ -157,9 +161,10 @@ def compare(
     Raises:
         UserError: there are no runs, or they cannot be tested on the same tasks.
     """
+    folders = _folders([logdirs] if isinstance(logdirs, str | os.PathLike) else logdirs)
     given = flags | {"test_tasks": tasks, "test_set": test_set, "seed": seed}
     same: dict[str, Any] = {}
-    return Comparison(_rows([_tested(folder, given, same) for folder in _folders(logdirs)]), tasks)
+    return Comparison(_rows([_tested(folder, given, same) for folder in folders]), tasks)
 
 
 def _folders(logdirs: Iterable[str | os.PathLike]) -> list[Path]:
@@ -170,6 +175,8 @@ def _folders(logdirs: Iterable[str | os.PathLike]) -> list[Path]:
         if not folders:
             raise UserError(f"{root}: there is no run in it (looked for {RUN_FILE})")
         found += [folder for folder in folders if folder not in found]
+    if not found:
+        raise UserError("no folders of runs were named; name at least one")
     return found
 
 

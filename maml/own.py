@@ -290,7 +290,6 @@ class OwnLearner:
         if self.config.loss == "xent":
             arrays = one_hot(arrays, outputs.shape[-1], self.config.dtype, "y")
         labels = tf.nest.map_structure(tf.constant, arrays)
-        _check_y(self.config.loss, labels, outputs, "y")
         return OwnAdapted(self, ensemble.adapt(self.model, self.weights, inputs, labels, steps))
 
     def test(self, tasks: Any, count: int = 600, num_updates: int | None = None) -> TestTable:
@@ -429,7 +428,6 @@ def _check_model(learner: OwnMAML, data: OwnTasks, loss: Any) -> None:
         data.like = data._prepared(split, 0, like)
     for name, place in (("support y", 0), ("query y", 2)):
         x, y = (tf.nest.map_structure(tf.constant, part) for part in data.like[place : place + 2])
-        _check_y(loss, y, model.apply(weights, x), name)
         _check_value(learner, weights, x, y, name)
 
 
@@ -464,12 +462,6 @@ def _taken(x: Any, name: str) -> Iterator[None]:
         shapes = [list(array.shape) for array in tf.nest.flatten(x)]
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the model does not take {name} of the shape {shapes}: {reason}") from error
-
-
-def _check_y(loss: Any, y: Any, outputs: Any, name: str) -> None:
-    """Raises UserError if y has another shape than the outputs: a named loss would broadcast them, silently."""
-    if loss in LOSSES and tuple(outputs.shape) != tuple(y.shape):
-        raise UserError(f"{name} has the shape {list(y.shape)}, and the model's outputs {list(outputs.shape)}")
 
 
 def _check_outputs(outputs: Any, loss: Any, dtype: str) -> None:

@@ -13,6 +13,7 @@ from maml.algorithms.adam import AdamState, adam_init
 from maml.algorithms.protocol import Algorithm, Column
 from maml.config import Config
 from maml.data_generator import Episodes
+from maml.errors import UserError
 from maml.kernels.dense import filled
 from maml.models.protocol import Weights
 from maml.parallel import map_tasks, mean_gradient
@@ -144,8 +145,14 @@ class GradientBased(Adapting):
         return rates
 
     def init_state(self) -> TrainState:
-        """Fresh weights from the config's seed, and the Adam states at zero."""
+        """Fresh weights from the config's seed, and the Adam states at zero.
+
+        Raises:
+            UserError: the model names weights to adapt that it does not have.
+        """
         config, weights = self.config, self.model.init(self.config.seed)
+        if unknown := sorted(self.adapted - weights.keys()):
+            raise UserError(f"the model adapts {', '.join(unknown)}, and its weights are {', '.join(weights)}")
         if config.per_step_bn:
             weights |= {name: tf.stack([weights[name]] * config.num_updates) for name in self.model.norms}
         weights |= self.init_rates(weights)

@@ -1,10 +1,16 @@
-"""Losses of one task, on the official code's scale. Source: official `utils.py`, `maml.py`."""
+"""Losses of one task, on the official code's scale. Source: official `utils.py`, `maml.py`.
+
+Outputs and labels of different shapes are refused: TensorFlow would broadcast them, to a number without a meaning.
+"""
 
 import tensorflow as tf
+
+from maml.errors import UserError
 
 
 def mse(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Mean squared error: [examples, dim] twice → []."""
+    _check_alike(outputs, labels)
     return tf.reduce_mean(tf.square(outputs - labels))
 
 
@@ -23,11 +29,13 @@ def xent(outputs: tf.Tensor, labels: tf.Tensor, update_batch_size: int | tf.Tens
     Returns:
         [].
     """
+    _check_alike(outputs, labels)
     return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, outputs)) / update_batch_size
 
 
 def mean_xent(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Mean cross-entropy: logits and one-hot labels [examples, N] → []."""
+    _check_alike(outputs, labels)
     return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, outputs))
 
 
@@ -35,3 +43,11 @@ def accuracy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Share of right answers: [examples, N] twice → []."""
     right = tf.equal(tf.argmax(outputs, -1), tf.argmax(labels, -1))
     return tf.reduce_mean(tf.cast(right, outputs.dtype))
+
+
+def _check_alike(outputs: tf.Tensor, labels: tf.Tensor) -> None:
+    """Raises UserError if outputs and labels have different shapes."""
+    if not outputs.shape.is_compatible_with(labels.shape):
+        raise UserError(
+            f"the model's outputs have the shape {list(outputs.shape)}, and the labels {list(labels.shape)}"
+        )

@@ -15,8 +15,10 @@ import pytest
 import tensorflow as tf
 
 from maml import machine, parallel
+from maml.algorithms import losses
 from maml.config import Config
 from maml.data_generator import Episodes
+from maml.errors import UserError
 from maml.maml import MAML
 from maml.models.protocol import Model, Weights
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
@@ -174,6 +176,25 @@ def test_a_network_of_ones_own_adapts_what_it_names(tasks):
         moved = {name for name in weights if np.abs(outcome.fast_weights[name] - weights[name]).max() > 0}
         assert moved == Hidden.adapted
         assert all(outcome.fast_weights[name].shape == weights[name].shape for name in weights)
+
+
+def test_a_network_of_ones_own_that_names_what_it_has_not_is_refused():
+    """It would be meta-trained without adaptation, without a word."""
+    network = Hidden()
+    network.adapted = frozenset(["dense/kernels", "b"])
+    with pytest.raises(UserError, match="adapts dense/kernels, and its weights are dense/kernel, b, kernel, free"):
+        MAML(Config(dtype="float64", norm="None"), network).init_state()
+
+
+@pytest.mark.parametrize("loss", ["mse", "xent", "mean_xent"])
+def test_outputs_of_another_shape_than_the_labels_are_not_broadcast(loss):
+    compute = getattr(losses, loss)
+    more = (1,) if loss == "xent" else ()
+    for outputs, labels in (([5], [5, 1]), ([5, 1], [5]), ([1, 3], [5, 3]), ([5, 3], [5, 1])):
+        for called in (compute, tf.function(compute)):
+            with pytest.raises(UserError, match=r"the model's outputs have the shape \[.*\], and the labels \["):
+                called(tf.zeros(outputs), tf.zeros(labels), *more)
+    assert compute(tf.zeros([5, 3]), tf.zeros([5, 3]), *more).shape == ()
 
 
 def test_cores_are_those_that_the_process_may_use():

@@ -58,6 +58,9 @@ def test_seeds_are_one_row_and_differences_are_paired(logs):
 def test_what_is_not_the_same_task_is_refused(logs, capsys, monkeypatch):
     with pytest.raises(UserError, match=r"has shots 3, and the first run 5: only runs on the same tasks"):
         maml.compare([logs / "a", logs / "other"], tasks=2)
+    with pytest.raises(UserError, match="no folders of runs"):
+        maml.compare([])
+    assert len(maml.compare(str(logs / "a"), tasks=2).rows) == 1
     monkeypatch.setattr("sys.argv", ["compare", str(logs / "nothing")])
     assert comparison.main() == 1
     assert capsys.readouterr().err.count("\n") == 1

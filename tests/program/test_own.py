@@ -363,8 +363,8 @@ def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
     points, labels, *_ = blobs(np.random.default_rng(1))
     adapted = line_learner.adapt(x, y)
     for call, said in (
-        (lambda: line_learner.adapt(x, y[:, 0]), "y has the shape"),
-        (lambda: line_learner.adapt(x, y[:-1]), "y has the shape"),
+        (lambda: line_learner.adapt(x, y[:, 0]), r"the shape \[5, 1\], and the labels \[5\]"),
+        (lambda: line_learner.adapt(x, y[:-1]), r"the shape \[5, 1\], and the labels \[4, 1\]"),
         (lambda: line_learner.adapt(np.zeros([4, 3]), y[:4]), r"does not take x of the shape \[\[4, 3\]\]"),
         (lambda: line_learner.adapt(x, y, num_updates=-1), "num_updates=-1: must be a whole number"),
         (lambda: line_learner.adapt(x, y, num_updates="2"), "num_updates='2': must be a whole number"),
@@ -377,7 +377,7 @@ def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
         (lambda: maml.load(tmp_path / "line", model=small(), loss="foo"), "loss='foo': must be mse"),
         (lambda: blob_learner.adapt(points, labels + 1), "y: labels from 1 to 3, and the model has 3 outputs"),
         (lambda: blob_learner.adapt(points, -labels), "y: labels from -2 to 0"),
-        (lambda: blob_learner.adapt(points, labels[:-1]), "y has the shape"),
+        (lambda: blob_learner.adapt(points, labels[:-1]), r"the shape \[9, 3\], and the labels \[8, 3\]"),
     ):
         with pytest.raises(UserError, match=said) as caught:
             call()
@@ -554,7 +554,12 @@ BAD = {
     "a generator": (small, generator, {}, "a generator cannot be repeated"),
     "three parts": (small, lambda rng: line(rng)[:3], {}, "task 0 of train: 3 parts, needed"),
     "the wrong width": (lambda: small(1, 3), line, {}, "does not take support x of the shape"),
-    "broadcasting": (lambda: small(2), line, {}, r"support y has the shape \[5, 1\], and the model's outputs \[5, 2\]"),
+    "broadcasting": (
+        lambda: small(2),
+        line,
+        {},
+        r"the model's outputs have the shape \[5, 2\], and the labels \[5, 1\]",
+    ),
     "labels out of range": (lambda: small(2, 2), blobs, {"loss": "xent"}, "labels from 0 to 2, and the model has 2"),
     "probabilities": (
         lambda: model(lambda: L.Dense(3, "softmax"), shape=(2,), dtype="float32"),
@@ -583,7 +588,7 @@ BAD = {
         small,
         lambda rng: (np.zeros([4, 1]), np.zeros([4]), np.zeros([4, 1]), np.zeros([4, 1])),
         {},
-        r"support y has the shape \[4\], and the model's outputs \[4, 1\]",
+        r"support y: the model's outputs have the shape \[4, 1\], and the labels \[4\]",
     ),
     "lists": (small, lambda rng: ([[1.0]], [[1.0]], [[1.0]], [[1.0]]), {}, "support x: holds a single number; make"),
     "no example": (small, lambda rng: (np.zeros([0, 1]),) * 4, {}, "support x: holds no example"),
