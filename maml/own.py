@@ -193,6 +193,12 @@ def train(
             trained = train_run(config, learner, data, folder)
         except tf.errors.OpError as error:
             raise data.error or replicas.lost(error) or error from None
+        except LookupError as error:  # of TensorFlow's registry of gradients
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the model or the loss has no second derivative in TensorFlow ({reason}): replace the operation, or "
+                "give stop_grad=True for first-order MAML"
+            ) from error
     say(f"Trained: {trained.progress.iteration} iterations ({folder})")
     return OwnLearner(config, learner, trained.state.weights, folder)
 

@@ -355,6 +355,15 @@ def test_a_run_resumes_to_the_bit_whatever_else_the_process_built(tmp_path, monk
     np.testing.assert_array_equal(loaded.adapt(x, y).predict(x), again.adapt(x, y).predict(x))
 
 
+def test_an_operation_without_a_second_derivative_learns_to_first_order(tmp_path):
+    learned = []
+    for through in (nearest, tf.identity):
+        made = ({"w": np.full([1, 1], 0.5)}, lambda w, x: through(x @ w["w"]))  # noqa: B023
+        learned.append(maml.train(made, line, stop_grad=True, logdir=tmp_path / through.__name__, **TINY).weights["w"])
+    np.testing.assert_array_equal(*learned)
+    assert learned[0] != 0.5
+
+
 def test_what_does_not_fit_a_learner_is_one_line(tmp_path):
     """A y of another shape would be broadcast, and a label that is none would be a row of zeros: numbers, no error."""
     line_learner = maml.train(small(), line, logdir=tmp_path / "line", **TINY)
@@ -541,6 +550,11 @@ def raising(parts):
     raise KeyError("nothing")
 
 
+def nearest(values):
+    """Values [n, 1] through an operation without a second derivative."""
+    return tf.image.resize(values[:, None, None], [1, 1], "nearest")[:, 0, 0]
+
+
 def two_outputs():
     inputs = keras.Input((1,))
     return keras.Model(inputs, [L.Dense(1)(inputs), L.Dense(1)(inputs)])
@@ -612,6 +626,12 @@ BAD = {
     "two outputs": (two_outputs, line, {}, "the model returns list, needed one tensor for loss='mse'"),
     "weights of text": (lambda: ({"w": "abc"}, lambda w, x: x), line, {}, "the weight w holds <U3, needed numbers"),
     "an adapt that raises": (small, line, {"adapt": lambda name: name.nothing}, "adapt raised AttributeError"),
+    "no second derivative": (
+        lambda: ({"w": np.ones([1, 1])}, lambda w, x: nearest(x @ w["w"])),
+        line,
+        {},
+        "has no second derivative in TensorFlow .*ResizeNearestNeighborGrad.*stop_grad=True",
+    ),
     "a logdir that is none": (small, line, {"logdir": None}, "logdir=None: must be a path"),
     "a text for a number": (small, line, {"update_lr": "0.1"}, "--update_lr='0.1': must be a number"),
     "a broken number": (small, line, {"num_updates": 1.5}, "--num_updates=1.5: must be a whole number"),
