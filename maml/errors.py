@@ -1,5 +1,9 @@
 """The one exception that reaches a user as a single line instead of a traceback."""
 
+import re
+
+COLORS = re.compile(r"\x1b\[[0-9;]*m")  # of terminals, which Keras' messages hold
+
 
 class UserError(Exception):
     """Something the user can mend: the message names it, what was found and what to do.
@@ -8,5 +12,6 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        """The message on one line: what is not printable in it, from a file's name for example, is escaped."""
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in super().__str__())
+        """The message on one line: without colors, and what is not printable, as in a file's name, is escaped."""
+        plain = COLORS.sub("", super().__str__())
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in plain)

@@ -626,6 +626,12 @@ BAD = {
     "two outputs": (two_outputs, line, {}, "the model returns list, needed one tensor for loss='mse'"),
     "weights of text": (lambda: ({"w": "abc"}, lambda w, x: x), line, {}, "the weight w holds <U3, needed numbers"),
     "an adapt that raises": (small, line, {"adapt": lambda name: name.nothing}, "adapt raised AttributeError"),
+    "a layer that raises": (
+        lambda: model(lambda: L.Activation("threshold"), lambda: L.Dense(1), shape=(1,), dtype="float32"),
+        line,
+        {},
+        r"calling Activation.call\(\). threshold\(\) missing",
+    ),
     "no second derivative": (
         lambda: ({"w": np.ones([1, 1])}, lambda w, x: nearest(x @ w["w"])),
         line,
