@@ -30,7 +30,7 @@ from maml.models.keras_model import KerasModel
 from maml.models.protocol import Weights
 from maml.own_code import code_of
 from maml.tasks.image_files import listed
-from maml.tasks.own import OwnTasks, numbers, one_hot
+from maml.tasks.own import OwnTasks, numbers, targets
 from maml.terminal import aligned
 from maml.training import checkpoints
 from maml.training.evaluation import Evaluator, TestResult
@@ -293,9 +293,8 @@ class OwnLearner:
         inputs, arrays = self._tensors(x, "x"), numbers(y, self.config.dtype, "y")
         with _taken(inputs, "x"), self.model.model.quiet():
             outputs = self.model.model.apply(ensemble.best(self.weights), inputs)
-        if self.config.loss == "xent":
-            arrays = one_hot(arrays, outputs.shape[-1], self.config.dtype, "y")
-        labels = tf.nest.map_structure(tf.constant, arrays)
+        classes = outputs.shape[-1] if self.config.loss == "xent" else 0
+        labels = tf.nest.map_structure(tf.constant, targets(arrays, self.config, classes, "y"))
         return OwnAdapted(self, ensemble.adapt(self.model, self.weights, inputs, labels, steps))
 
     def test(self, tasks: Any, count: int = 600, num_updates: int | None = None) -> TestTable:

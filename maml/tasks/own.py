@@ -81,8 +81,8 @@ class OwnTasks:
         parts = []
         for name, part in zip(PARTS, task, strict=True):
             arrays = numbers(part, self.config.dtype, f"{where}: {name}")
-            classes = self.one_hot if name.endswith("y") else 0
-            parts.append(one_hot(arrays, classes, self.config.dtype, f"{where}: {name}") if classes else arrays)
+            is_y = name.endswith("y")
+            parts.append(targets(arrays, self.config, self.one_hot, f"{where}: {name}") if is_y else arrays)
         if self.like is not None:
             _check_alike(where, parts, self.like)
         return tuple(parts)
@@ -154,21 +154,27 @@ def numbers(values: Any, dtype: str, name: str) -> Any:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
 
-def one_hot(labels: Any, classes: int, dtype: str, name: str) -> Any:
-    """Labels from 0 to `classes` − 1 as rows; rows of floats stay as they are.
+def targets(y: Any, config: Config, classes: int, name: str) -> Any:
+    """What the loss compares outputs with: for "mse" floats, for "xent" labels from 0 to `classes` − 1 as rows.
+
+    Args:
+        classes: 0 while it is not known: labels stay as they are, as floats and whatever a loss of one's own takes do.
 
     Raises:
         UserError: a label is out of range; `name` is theirs.
     """
+    dtype = config.dtype
 
     def rows(array: np.ndarray) -> np.ndarray:
-        if array.dtype.kind != "i":
+        if config.loss == "mse":
+            return array.astype(dtype)
+        if config.loss != "xent" or not classes or array.dtype.kind != "i":
             return array
         if not 0 <= array.min() <= array.max() < classes:
             raise UserError(f"{name}: labels from {array.min()} to {array.max()}, and the model has {classes} outputs")
         return np.eye(classes, dtype=dtype)[array]
 
-    return tf.nest.map_structure(rows, labels)
+    return tf.nest.map_structure(rows, y)
 
 
 def _drawer(given: Any, split: str) -> Callable[[np.random.Generator, int], Any]:

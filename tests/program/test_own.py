@@ -411,6 +411,25 @@ def test_a_run_in_float64(doubles, tmp_path):
     np.testing.assert_array_equal(again, learner.adapt(x, y).predict(x))
 
 
+def test_whole_numbers_are_targets_of_a_regression(tmp_path):
+    """As floats of the same values are."""
+
+    def counts(rng, kind):
+        x = rng.integers(0, 9, (8, 1))
+        y = (x * rng.integers(1, 4)).astype(kind)
+        return np.float32(x[:4]), y[:4], np.float32(x[4:]), y[4:]
+
+    learned = [
+        maml.train(small(), lambda rng, kind=kind: counts(rng, kind), logdir=tmp_path / kind.__name__, **TINY)
+        for kind in (int, float)
+    ]
+    x, y, *_ = counts(np.random.default_rng(1), int)
+    outputs = [
+        learner.adapt(x, kind(y)).predict(x) for learner, kind in zip(learned, (np.int64, np.float32), strict=True)
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_numbers_of_numpys_types_are_numbers(tmp_path):
     flags = {"metatrain_iterations": np.int64(3), "update_lr": np.float32(0.5), "meta_batch_size": 2.0, "meta_lr": 1}
     learner = maml.train(small(), line, logdir=tmp_path / "a", **flags)
