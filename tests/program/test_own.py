@@ -777,6 +777,20 @@ def test_bad_input_is_one_line(name, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+class Counting:
+    """Tasks from an object that counts them."""
+
+    calls = 0
+
+    def __call__(self, rng):
+        """A line."""
+        self.calls += 1
+        return line(rng)
+
+
+counting = Counting()
+
+
 def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     maml.train(small(), line, logdir="x", **TINY)
@@ -792,6 +806,9 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, caps
     for _ in range(2):  # objects at another address, and a line that has changed otherwise
         maml.train(small(), line, logdir="z", loss=keras.losses.Huber(), **TINY)
     maml.train(small(), lambda rng: line(rng), logdir="u", loss=lambda o, y: tf.reduce_mean(abs(o - y)), **TINY)
+    for _ in range(2):  # an object that changes
+        maml.train(small(), counting, logdir="v", **TINY)
+    assert counting.calls
     more = TINY | {"metatrain_iterations": 2}
     maml.train(small(), lambda rng: line(rng), loss=lambda o, y: tf.reduce_mean(abs(o - y)), logdir="u", **more)
     capsys.readouterr()
