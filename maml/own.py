@@ -188,19 +188,29 @@ def train(
     say(f"Loss: {named}" + (", a mean over the examples (the official flags' is N times that)" * (named == "xent")))
     say(f"Weights: {len(own.names)} tensors, of which {len(own.adapted)} are adapted")
     about = _about(model, tasks, loss, adapt, own) | {"like": _shapes(data.like)}
-    with _recorded(config, about, data.fingerprint) as folder:
-        try:
-            trained = train_run(config, learner, data, folder)
-        except tf.errors.OpError as error:
-            raise data.error or replicas.lost(error) or error from None
-        except LookupError as error:  # of TensorFlow's registry of gradients
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the model or the loss has no second derivative in TensorFlow ({reason}): replace the operation, or "
-                "give stop_grad=True for first-order MAML"
-            ) from error
+    with _recorded(config, about, data.fingerprint) as folder, _explained(data):
+        trained = train_run(config, learner, data, folder)
     say(f"Trained: {trained.progress.iteration} iterations ({folder})")
     return OwnLearner(config, learner, trained.state.weights, folder)
+
+
+@contextlib.contextmanager
+def _explained(data: OwnTasks) -> Iterator[None]:
+    """Turns errors of TensorFlow's in the block into what is behind them.
+
+    Raises:
+        UserError: a task is wrong, another worker is gone, or there is no second derivative.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise data.error or replicas.lost(error) or error from None
+    except LookupError as error:  # of TensorFlow's registry of gradients
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the model or the loss has no second derivative in TensorFlow ({reason}): replace the operation, or give "
+            "stop_grad=True for first-order MAML"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def accuracy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 def _check_alike(outputs: tf.Tensor, labels: tf.Tensor) -> None:
     """Raises UserError if outputs and labels have different shapes."""
-    if not outputs.shape.is_compatible_with(labels.shape):
+    if not tf.TensorShape(outputs.shape).is_compatible_with(labels.shape):
         raise UserError(
             f"the model's outputs have the shape {list(outputs.shape)}, and the labels {list(labels.shape)}"
         )

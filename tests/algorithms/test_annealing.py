@@ -223,7 +223,7 @@ def test_rows_alike_are_batch_norm_with_a_scale_of_one():
 
 
 @pytest.mark.parametrize(
-    "flags", [{"norm": "None"}, {"norm": "layer_norm"}, {"datasource": "own", "loss": "mse"}], ids=str
+    "flags", [{"norm": "None"}, {"norm": "layer_norm"}, {"datasource": "own", "loss": "mse", "norm": "None"}], ids=str
 )
 def test_rows_without_batch_norm_are_refused(flags):
     with pytest.raises(

@@ -126,7 +126,8 @@ def test_a_test_says_whose_statistics_it_used(here, capsys):
     ("flags", "said"),
     [
         (("--bn_mode=support",), "training is transductive"),
-        (("--train=False", "--bn_mode=support", "--norm=None"), "this run has --norm=None"),
+        (("--train=False", "--bn_mode=support", "--norm=None"), "with --norm=batch_norm"),
+        (("--train=False", "--bn_mode=support", "--logdir=none", "--norm=None"), "this run has --norm=None"),
         (("--export_dir=out",), "train first"),
         (("--query=query",), "add that flag"),
         (("--predict",), "--support=: no such folder"),
