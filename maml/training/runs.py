@@ -163,21 +163,25 @@ def find_run(given: dict[str, Any]) -> tuple[Path, Config]:
                 return folder, test
     if given.get("datasource") == "own":
         raise UserError(f"{root}: no run of maml.train in it that agrees with the flags given")
-    found = _official(given, bool(runs))
-    if found:
-        return found
+    official = _official(given, bool(runs))
+    if official and any(official[0].glob("model*.index")):
+        return official
     if runs:
         others = ", ".join(f"{folder} with {_where_other(config, wanted)}" for folder, config in runs[:3])
         raise UserError(f"no run under {root} agrees with the flags given; there are {others}")
-    folder = run_folder(Config.from_flags(given | {"train": False}))
+    assert official  # without other runs the flags fit, or it is said what is wrong with them
+    folder = official[0]
     raise UserError(f"no run under {root} (looked for {RUN_FILE}, and for {folder}/model*.index): train one first")
 
 
 def _official(given: dict[str, Any], others: bool) -> tuple[Path, Config] | None:
-    """The folder that the official code would name, if it holds a checkpoint.
+    """The folder that the official code would name for these flags; None if they do not fit without a run's others.
 
     Args:
-        others: whether there are runs that these flags may be meant for: then they need not fit by themselves.
+        others: whether there are runs that these flags may be meant for.
+
+    Raises:
+        UserError: they do not fit, and there are no others.
     """
     try:
         config = Config.from_flags(given | {"train": False})
@@ -185,8 +189,7 @@ def _official(given: dict[str, Any], others: bool) -> tuple[Path, Config] | None
         if others:
             return None
         raise
-    folder = run_folder(config)
-    return (folder, config) if any(folder.glob("model*.index")) else None
+    return run_folder(config), config
 
 
 def _where_other(config: Config, wanted: dict[str, Any]) -> str:
