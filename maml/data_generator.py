@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from maml import machine
 from maml.config import Config
+from maml.errors import UserError
 from maml.tasks import augmentation
 from maml.tasks.class_folders import SPLITS
 from maml.tasks.images import channel_statistics, load_split
@@ -114,9 +115,16 @@ class DataGenerator:
                 if name == "train" and config.normalize == "auto":
                     self.config = config.replace(normalize=channel_statistics(split, channels))
 
-    def episodes(self, split: str, index, meta_batch_size: int, part: Part = WHOLE) -> Episodes:
-        """The `index`-th batch of tasks of a split, or a part of it; `index` is an int or an integer tensor []."""
+    def episodes(self, split: str, index: Any, meta_batch_size: int, part: Part = WHOLE) -> Episodes:
+        """The `index`-th batch of tasks of a split, or a part of it; `index` is an int or an integer tensor [].
+
+        Raises:
+            UserError: there is no such split, or it was not loaded.
+        """
         config = self.config
+        loaded = tuple(self.tables) if config.classification else SPLITS
+        if split not in loaded:
+            raise UserError(f"split={split!r}: must be one of {', '.join(loaded)}")
         key = tf.random.experimental.stateless_fold_in([config.seed, SPLITS.index(split)], index, alg="philox")
         classes, shots, queries = config.task_size(split)
         if config.classification:

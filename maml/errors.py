@@ -5,6 +5,13 @@ import re
 COLORS = re.compile(r"\x1b\[[0-9;]*m")  # of terminals, which Keras' messages hold
 
 
+def one_line(error: BaseException, longest: int | None = None, named: bool = False) -> str:
+    """What an error says, on one line of at most `longest` characters; `named` begins with the error's type."""
+    name = type(error).__name__
+    text = " ".join(str(error).split())
+    return (f"{name}: {text}" if named and text else text or name)[:longest]
+
+
 class UserError(Exception):
     """Something the user can mend: the message names it, what was found and what to do.
 

@@ -21,7 +21,7 @@ from maml.algorithms.anil import ANIL
 from maml.config import Config
 from maml.data_generator import Episodes
 from maml.devices import replicas
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.files import read_json, write_json
 from maml.learner import check_export, whole, write_saved_model
 from maml.models.exact import exact_functions
@@ -113,7 +113,7 @@ def _compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return tf.function(compute, jit_compile=True, autograph=False)(*arguments)
         except Exception as error:  # of whatever kind TensorFlow's converter raises
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"jit_compile=True: this model or loss cannot be compiled so ({reason})") from error
 
     return called
@@ -206,7 +206,7 @@ def _explained(data: OwnTasks) -> Iterator[None]:
     except tf.errors.OpError as error:
         raise data.error or replicas.lost(error) or error from None
     except LookupError as error:  # of TensorFlow's registry of gradients
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"the model or the loss has no second derivative in TensorFlow ({reason}): replace the operation, or give "
             "stop_grad=True for first-order MAML"
@@ -458,7 +458,7 @@ def _check_value(learner: OwnMAML, weights: Weights, x: Any, y: Any, name: str) 
             value = value_of(weights)
         tf.function(value_of, autograph=False).get_concrete_function(weights)
     except Exception as error:  # of whatever kind the user's loss raises
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"the loss does not take the model's outputs and {name}: {reason}") from error
     if not tf.is_tensor(value):
         raise UserError(f"the loss returns {type(value).__name__}, needed a tensor that depends on the outputs")
@@ -475,7 +475,7 @@ def _taken(x: Any, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # of whatever kind the user's model raises
         shapes = [list(array.shape) for array in tf.nest.flatten(x)]
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"the model does not take {name} of the shape {shapes}: {reason}") from error
 
 

@@ -24,7 +24,7 @@ from maml import __version__, commands
 from maml.config import Config, names_of
 from maml.config.record import expanded
 from maml.devices.cluster import Cluster, agreed, from_environment, together
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.files import write_text
 from maml.machine import cores, processor, versions
 from maml.terminal import quiet_stderr, styled, table
@@ -322,7 +322,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"main.py: {' '.join(str(error).split())} (--helpfull lists the flags)", file=sys.stderr)
+        print(f"main.py: {one_line(error)} (--helpfull lists the flags)", file=sys.stderr)
         sys.exit(1)
 
 

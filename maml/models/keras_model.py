@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.models.exact import exact_functions
 from maml.models.keras_layers import (
     batch_norms,
@@ -128,7 +128,7 @@ class KerasModel(Model):
                 again.build(self.keras.input_shape)
             again.set_weights(self.keras.get_weights())
         except Exception as error:  # of whatever kind the user's classes raise
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"the Keras model cannot be rebuilt in float64 ({reason}): give it a get_config") from error
         made = KerasModel(again, dtype="float64")
         made.adapted = frozenset(made.names[self.names.index(name)] for name in self.adapted)
@@ -154,7 +154,7 @@ def chosen(adapt: str | Callable[[str], bool], names: list[str], head: frozenset
         try:
             found = frozenset(name for name in names if adapt(name))
         except Exception as error:  # of whatever kind the user's function raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error, named=True)
             raise UserError(f"adapt raised {reason}; needed a function of a weight's name") from error
     elif adapt in ("all", "head"):
         found = frozenset(names) if adapt == "all" else head

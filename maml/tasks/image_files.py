@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.machine import cores
 from maml.tasks.decoding import map_in_processes
 
@@ -190,7 +190,7 @@ def reason_of(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"none of {', '.join(sorted(set(FORMATS.values())))}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def for_each(work: Callable[[int], None], number: int, label: str) -> None:

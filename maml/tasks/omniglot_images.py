@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maml import commands
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.tasks.class_folders import unwrapped
 from maml.tasks.image_files import (
     ImageFile,
@@ -194,7 +194,7 @@ def _archive_members(path: str, stack: contextlib.ExitStack) -> dict[str, Callab
         archive = stack.enter_context(zipfile.ZipFile(path))
     except Exception as error:  # a damaged directory of members raises nearly anything
         raise UserError(
-            f"{path} is not a readable zip archive ({error}): delete it and run `{download_command()}`"
+            f"{path} is not a readable zip archive ({one_line(error)}): delete it and run `{download_command()}`"
         ) from error
     top = os.path.basename(path).removesuffix(".zip") + "/"
     members: dict[str, Callable[[], BinaryIO]] = {}

@@ -18,7 +18,7 @@ import tensorflow as tf
 from maml.config import Config
 from maml.data_generator import WHOLE, DataGenerator, Episodes, Part
 from maml.devices import replicas
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.own_code import code_of
 from maml.tasks.class_folders import SPLITS
 
@@ -66,7 +66,7 @@ class OwnTasks:
         except UserError:
             raise
         except Exception as error:  # of whatever kind the user's task raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error, named=True)
             raise UserError(f"task {number} of {split}: your task raised {reason}") from error
 
     def _prepared(self, split: str, number: int, task: Any) -> tuple:
@@ -152,7 +152,7 @@ def numbers(values: Any, dtype: str, name: str) -> Any:
     try:
         return tf.nest.map_structure(checked, values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {one_line(error)}") from error
 
 
 def targets(y: Any, config: Config, classes: int, name: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from maml.errors import one_line
 from maml.terminal import styled, table
 from tests.command_line import ROOT
 
@@ -44,3 +45,10 @@ def test_a_table_is_aligned_and_on_a_terminal_a_librarys():
     found = shown(TABLE, PYTHONIOENCODING="utf-8", COLUMNS="40")
     assert "───" in found and "\x1b[1m" in found.splitlines()[-1] and "48.7 %" in found
     assert len(shown(TABLE, COLUMNS="5").splitlines()) == len(found.splitlines()), "no line is cut or wrapped"
+
+
+def test_an_errors_reason_is_one_line():
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(ValueError("two\nlines"), 5) == "two l"
+    assert one_line(KeyError("a"), named=True) == "KeyError: 'a'"
+    assert one_line(EOFError()) == one_line(EOFError(), named=True) == "EOFError"

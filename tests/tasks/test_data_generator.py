@@ -7,6 +7,7 @@ import tensorflow as tf
 from maml import data_generator
 from maml.config import Config
 from maml.data_generator import DataGenerator, Episodes
+from maml.errors import UserError
 from maml.tasks.split import ImageSplit
 
 SIDE = 28
@@ -173,6 +174,16 @@ def test_sinusoid_has_the_official_ranges():
 def test_without_the_oracle_the_input_is_x_alone():
     episodes = DataGenerator(Config.from_flags({"update_batch_size": 10})).episodes("train", 0, 2)
     assert episodes.inputa.shape == (2, 10, 1)
+
+
+def test_a_split_that_is_none_or_was_not_loaded_is_refused(marked):
+    config = Config.from_flags({"datasource": "omniglot", "update_batch_size": 2, "num_classes": 4})
+    data = DataGenerator(config, ("train", "val"), load=lambda *args, **kwargs: marked)
+    for split in ("test", "validation"):
+        with pytest.raises(UserError, match=f"split='{split}': must be one of train, val"):
+            data.episodes(split, 0, 1)
+    with pytest.raises(UserError, match="must be one of train, val, test"):
+        DataGenerator(Config.from_flags({})).episodes("validation", 0, 1)
 
 
 def test_too_few_classes_or_images_are_refused(marked):

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.tasks.image_files import ImageFile, check_member, is_image, listed, opener, visible
 from maml.tasks.prepare.lists import Listed, listed_pictures
 from maml.tasks.prepare.pictures import Picture
@@ -73,7 +73,9 @@ def _tar_members(path: str, start: int) -> list[tuple[str, int, int]]:
     except UserError:
         raise
     except Exception as error:  # damaged headers raise nearly anything
-        raise UserError(f"{path} is not a readable, uncompressed tar ({error}); get it again or unpack it") from error
+        raise UserError(
+            f"{path} is not a readable, uncompressed tar ({one_line(error)}); get it again or unpack it"
+        ) from error
     return members
 
 

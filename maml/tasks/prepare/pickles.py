@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.tasks import safe_pickle
 from maml.tasks.prepare import lists
 from maml.tasks.prepare.pictures import Picture
@@ -59,8 +59,7 @@ def _pickled_classes(path: str) -> Iterator[tuple[str, list[np.ndarray]]]:
         raise UserError(f"{path} is refused: it asks for {error}, and only arrays are read from pickles") from error
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(
-            f"{path} does not hold image_data and class_dict ({type(error).__name__}: {' '.join(str(error).split())}); "
-            "get it again"
+            f"{path} does not hold image_data and class_dict ({one_line(error, named=True)}); get it again"
         ) from error
     if images.dtype != np.uint8 or images.shape[1:] != (lists.SIZE, lists.SIZE, 3):
         raise UserError(f"{path}: image_data is {images.dtype} {images.shape}, and uint8 (n, 84, 84, 3) is needed")

@@ -4,7 +4,7 @@ import functools
 import os
 import zipfile
 
-from maml.errors import UserError
+from maml.errors import UserError, one_line
 from maml.tasks.class_folders import SPLIT_NAMES
 from maml.tasks.image_files import ImageFile, check_member, hidden, is_image, open_member
 
@@ -20,7 +20,9 @@ def zip_images(path: str) -> list[tuple[str, ImageFile]]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory of members raises nearly anything
-        raise UserError(f"{path} is not a readable zip archive ({error}); get it again or unpack it") from error
+        raise UserError(
+            f"{path} is not a readable zip archive ({one_line(error)}); get it again or unpack it"
+        ) from error
     images = []
     for info in archive.infolist():
         check_member(path, info.filename)
