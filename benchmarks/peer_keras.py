@@ -11,7 +11,7 @@ from maml.algorithms import losses
 from maml.config import Config
 from maml.models.keras_model import KerasModel
 from maml.models.official import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Network
-from maml.own import OwnMAML
+from maml.own.algorithm import OwnMAML
 
 
 def keras_network(network: Network) -> keras.Model:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from maml.learner import Learner, load
     from maml.maml import MAML
     from maml.models.protocol import Model
-    from maml.own import OwnLearner, train
-    from maml.tasks.own import folder_tasks
+    from maml.own.learner import OwnLearner
+    from maml.own.tasks import folder_tasks
+    from maml.own.train import train
 
 __all__ = [
     "ANIL",
@@ -67,11 +68,11 @@ WHERE = {
     "Model": "maml.models.protocol",
     "PrototypicalNetworks": "maml.algorithms.protonet",
     "Reptile": "maml.algorithms.reptile",
-    "OwnLearner": "maml.own",
-    "folder_tasks": "maml.tasks.own",
+    "OwnLearner": "maml.own.learner",
+    "folder_tasks": "maml.own.tasks",
     "load": "maml.learner",
     "strategy": "maml.devices.start",
-    "train": "maml.own",
+    "train": "maml.own.train",
 }
 
 

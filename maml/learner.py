@@ -44,7 +44,7 @@ def load(logdir: str | os.PathLike = "logs", model: Any = None, **flags: Any) ->
         UserError: there is no such run, checkpoint or flag.
     """
     if model is not None:
-        from maml.own import load_own
+        from maml.own.learner import load_own
 
         return load_own(logdir, model, **flags)
     return open_learner(flags | {"logdir": os.fspath(logdir)})

@@ -21,8 +21,8 @@ from maml.config import Config
 from maml.data_generator import DataGenerator
 from maml.models.keras_model import KerasModel
 from maml.models.official import Network
-from maml.own import OwnMAML
-from maml.tasks.own import OwnTasks
+from maml.own.algorithm import OwnMAML
+from maml.own.tasks import OwnTasks
 from maml.training.evaluation import Evaluator
 from maml.training.updates import make_update
 from tests.image_fixtures import write_class_folders

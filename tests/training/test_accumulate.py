@@ -9,7 +9,7 @@ from maml import algorithms
 from maml.config import Config
 from maml.data_generator import DataGenerator, Part
 from maml.errors import UserError
-from maml.tasks.own import OwnTasks
+from maml.own.tasks import OwnTasks
 from maml.training.memory import least_memory
 from maml.training.updates import batch_gradient, make_update
 from tests.command_line import run_here

@@ -19,8 +19,8 @@ from maml.models import keras_model
 from maml.models.exact import exact_functions
 from maml.models.function_model import FunctionModel
 from maml.models.keras_model import KerasModel, weight_names
-from maml.own import OwnMAML
-from maml.tasks.own import OwnTasks
+from maml.own.algorithm import OwnMAML
+from maml.own.tasks import OwnTasks
 from maml.training.checkpoints import best_last, list_checkpoints
 from maml.training.gradient_check import check_gradients
 from tests.command_line import ROOT, run_here
@@ -221,7 +221,7 @@ def test_a_run_does_not_go_on_with_other_tasks(tmp_path, monkeypatch):
 
 
 def test_a_data_set_of_too_many_tasks_is_refused(monkeypatch):
-    monkeypatch.setattr("maml.tasks.own.MOST_TASKS", 3)
+    monkeypatch.setattr("maml.own.tasks.MOST_TASKS", 3)
     arrays = [np.zeros((4, 2, 1)) for _ in range(4)]
     with pytest.raises(UserError, match="has more than 3 tasks; give a function of rng"):
         maml.train(small(), tf.data.Dataset.from_tensor_slices(tuple(arrays)), **TINY)
@@ -272,7 +272,7 @@ def normalized_mse(outputs, y):
 
 
 @pytest.mark.usefixtures("eagerly")
-@pytest.mark.parametrize("without", [None, "maml.models.function_model", "maml.own"])
+@pytest.mark.parametrize("without", [None, "maml.models.function_model", "maml.own.algorithm"])
 def test_functions_and_losses_by_tensorflows_moments_are_exact(without, monkeypatch):
     """Also that it would be seen if one of them was not."""
     if without:

@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from maml.own_code import code_of
+from maml.own.code import code_of
 from tests.command_line import ROOT
 
 
@@ -40,7 +40,7 @@ def versions(tmp_path, *texts):
     for text in texts:
         path = tmp_path / "module.py"
         path.write_text(text)
-        command = [sys.executable, "-c", "import module, maml.own_code as o; print(o.code_of(module.loss))"]
+        command = [sys.executable, "-c", "import module, maml.own.code as o; print(o.code_of(module.loss))"]
         paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
         codes.append(subprocess.run(command, env=paths, capture_output=True, text=True, check=True).stdout)
     return codes

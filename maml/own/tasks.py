@@ -19,7 +19,7 @@ from maml.config import Config
 from maml.data_generator import WHOLE, DataGenerator, Episodes, Part
 from maml.devices import replicas
 from maml.errors import UserError, one_line
-from maml.own_code import code_of
+from maml.own.code import code_of
 from maml.tasks.class_folders import SPLITS
 
 PARTS = ("support x", "support y", "query x", "query y")
