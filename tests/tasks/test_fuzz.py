@@ -1,6 +1,6 @@
 """Whatever bytes a file holds, reading it gives a result or one line.
 
-The lists and pickles of miniImageNet have such tests in test_proc_images.py, too.
+The lists and pickles of miniImageNet have such tests in prepare/, too.
 """
 
 import dataclasses
