@@ -5,9 +5,10 @@ import csv
 import math
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,17 +33,11 @@ class Evaluator:
         """Prepares the compiled measurement."""
         self._model, self._data, self._block = model, data, model.config.evaluation_block
 
-        @tf.function(jit_compile=model.compiled, autograph=False, reduce_retracing=True)
-        def measure(weights: Weights | Sequence[Weights], index: tf.Tensor, split: str, tasks: int, num_updates: int):
-            return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
-
-        @tf.function(autograph=False, reduce_retracing=True)
-        def shared(weights: Weights | Sequence[Weights], index: tf.Tensor, split: str, tasks: int, num_updates: int):
-            return replicas.together(
-                lambda part: measure(weights, index * part.parts + part.number, split, tasks, num_updates)
-            )
-
-        self._measure = measure if replicas.count() == 1 else shared
+        # A partial has no code object, by which TensorFlow would count the tracings of all learners in a process
+        # together, and warn of them.
+        compiled = partial(tf.function, autograph=False, reduce_retracing=True)
+        measure = compiled(partial(_measured, model, data), jit_compile=model.compiled)
+        self._measure = measure if replicas.count() == 1 else compiled(partial(_together, measure))
 
     def batch(
         self, weights: Weights | Sequence[Weights], split: str, index: int, tasks: int, num_updates: int
@@ -80,6 +75,19 @@ class Evaluator:
         task = block.tasks()[0]
         adapted = self._model.adapt(weights, task.inputa, task.labela, num_updates)
         return task, self._model.predict(adapted, task.inputa, task.inputb).numpy()
+
+
+def _measured(
+    model: Algorithm, data: TaskSource, weights: Any, index: tf.Tensor, split: str, tasks: int, num_updates: int
+) -> dict[str, tf.Tensor]:
+    return model.evaluate(weights, data.episodes(split, index, tasks), num_updates)
+
+
+def _together(
+    measure: Callable, weights: Any, index: tf.Tensor, split: str, tasks: int, num_updates: int
+) -> dict[str, tf.Tensor]:
+    """The measures of all replicas, each of its own batch."""
+    return replicas.together(lambda part: measure(weights, index * part.parts + part.number, split, tasks, num_updates))
 
 
 class TestResult(NamedTuple):

@@ -1,6 +1,7 @@
 """The iterations of a training, many to a compiled call: episodes, update, and what the summaries measure."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -55,17 +56,9 @@ def make_update(
     loop = _Loop(model, data, summary_interval)
 
     # XLA's code cannot exchange gradients: with several replicas it compiles what each computes by itself.
-    @tf.function(jit_compile=model.compiled and replicas.count() == 1, autograph=False)
-    def run(state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
-        drawn = loop.ahead(first)
-        if summary_interval:
-            _, state, loss, finite, measures = loop.updates_and_summaries(first, first + count, drawn, state)
-        else:
-            (_, state, loss, finite), measures = loop.updates(first, first + count, drawn, state), {}
-        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
-        return Updated(state, loss, finite & all_finite(state), measures)
-
-    return run
+    compile_all = model.compiled and replicas.count() == 1
+    # A partial has no code object, by which TensorFlow would count the tracings of all trainings in a process together.
+    return tf.function(partial(loop.run), jit_compile=compile_all, autograph=False)
 
 
 def batch_gradient(
@@ -139,6 +132,15 @@ class _Loop:
         """
         whole = replicas.count() == self.config.accumulate == 1
         return self.episodes(iteration) if self.model.compiled and whole else ()
+
+    def run(self, state: Any, first: tf.Tensor, count: tf.Tensor) -> Updated:
+        drawn = self.ahead(first)
+        if self.summary_interval:
+            _, state, loss, finite, measures = self.updates_and_summaries(first, first + count, drawn, state)
+        else:
+            (_, state, loss, finite), measures = self.updates(first, first + count, drawn, state), {}
+        # A weight or a mean of Adam's that is not finite never becomes so again: one look at the end sees it.
+        return Updated(state, loss, finite & all_finite(state), measures)
 
     def updates(self, first: tf.Tensor, last: tf.Tensor, drawn: Any, state: Any) -> tuple:
         """Iterations `first` to `last` − 1: the episodes of `last`, the state, the last loss, whether all is finite."""

@@ -1,5 +1,7 @@
 """A training of one's own model resumes, and does not go on as another one."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -111,3 +113,17 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, caps
     with pytest.raises(UserError, match="a run of your own model"):
         maml.load("x")
     assert maml.load("x", model=small()).test(line, 4).measure == "loss"
+
+
+def test_many_trainings_in_a_process_are_not_warned_of(tmp_path):
+    """TensorFlow warns of a function that is traced again and again, and these are other functions."""
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        for number in range(6):
+            learner = maml.train(small(), line, logdir=tmp_path / str(number), **TINY | {"metatrain_iterations": 1})
+            learner.test(line, 2)
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert not [message for message in said if "retracing" in message]
