@@ -9,6 +9,7 @@ says otherwise. Nothing in the run's folder changes.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +80,7 @@ def mean_of(several: list[Weights]) -> Weights:
 
 def trained_on(folder: Path, config: Config, iterations: int, meta_lr: float) -> Variation:
     """The last checkpoint after more iterations with a meta learning rate, on the tasks that would come next."""
-    config = config.replace(meta_lr=meta_lr)
-    model = algorithms.build(config)
+    model = algorithms.build(config.replace(meta_lr=meta_lr))
     last = checkpoints.choose(folder, "latest", -1)
     state, _ = checkpoints.restore(last, model)
     update, end = make_update(model, DataGenerator(config, ("train",))), last.iteration + iterations
@@ -89,12 +89,18 @@ def trained_on(folder: Path, config: Config, iterations: int, meta_lr: float) ->
     return Variation(f"{iterations:,} more iterations with β = {meta_lr:g}", state.weights, config, config.num_updates)
 
 
+@functools.cache
+def evaluator_of(config: Config) -> Evaluator:
+    """What measures a setting's tasks; it is traced only once for several weights."""
+    return Evaluator(algorithms.build(config), DataGenerator(config, SPLITS))
+
+
 def row(variation: Variation) -> list[str]:
     """Accuracies in % on each split, with the half widths of their 95 % intervals."""
-    config, cells = variation.config, [variation.title]
-    evaluator = Evaluator(algorithms.build(config), DataGenerator(config, SPLITS))
+    cells = [variation.title]
     for split in SPLITS:
-        measures = evaluator.tasks(variation.weights, split, config.test_tasks, variation.steps)
+        evaluator, tasks = evaluator_of(variation.config), variation.config.test_tasks
+        measures = evaluator.tasks(variation.weights, split, tasks, variation.steps)
         found = TestResult.of(100 * measures["accuracy"][:, -1])
         cells.append(f"{found.mean:.2f} ± {found.ci95:.2f}")
     return cells
