@@ -79,13 +79,20 @@ def mean_of(several: list[Weights]) -> Weights:
 
 
 def trained_on(folder: Path, config: Config, iterations: int, meta_lr: float) -> Variation:
-    """The last checkpoint after more iterations with a meta learning rate, on the tasks that would come next."""
+    """The last checkpoint after more iterations with a meta learning rate, on the tasks that would come next.
+
+    Raises:
+        UserError: an update is not finite.
+    """
     model = algorithms.build(config.replace(meta_lr=meta_lr))
     last = checkpoints.choose(folder, "latest", -1)
     state, _ = checkpoints.restore(last, model)
     update, end = make_update(model, DataGenerator(config, ("train",))), last.iteration + iterations
     for first in range(last.iteration, end, PER_CALL):
-        state = update(state, tf.constant(first), tf.constant(min(PER_CALL, end - first))).state
+        updated = update(state, tf.constant(first), tf.constant(min(PER_CALL, end - first)))
+        if not updated.finite:
+            raise UserError(f"--meta_lr {meta_lr:g}: not finite after iteration {first}; choose a smaller one")
+        state = updated.state
     return Variation(f"{iterations:,} more iterations with β = {meta_lr:g}", state.weights, config, config.num_updates)
 
 
@@ -114,9 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="folder of the images, if not the run's")
     parser.add_argument("--more", type=count, help="iterations that the last checkpoint is trained on for")
     parser.add_argument(
-        "--meta_lr", type=float, nargs="+", default=[], help="with --more: meta learning rates; the run's"
+        "--meta_lr", type=float, nargs="+", default=[], help="with --more: meta learning rates, by default the run's"
     )
     options = parser.parse_args(arguments)
+    if options.meta_lr and not options.more:
+        parser.error("--meta_lr is for --more")
     flags: dict[str, Any] = {"logdir": options.logdir, "train": False, "test_tasks": options.tasks}
     flags |= {"data_dir": options.data_dir} if options.data_dir else {}
     try:

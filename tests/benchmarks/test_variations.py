@@ -36,6 +36,10 @@ def test_each_variation_changes_what_it_says(tmp_path, monkeypatch, capsys, inte
         "last checkpoint, classes not turned in the test",
     ]
     assert all(found[title] != last for title in changed)
+    assert variations.main(["run", "--tasks=2", "--more=2", "--meta_lr", "1e38"]) == 1
+    assert "--meta_lr 1e+38: not finite after iteration 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        variations.main(["run", "--meta_lr", "0.1"])
     assert {"last checkpoint, 2 inner steps"} < found.keys() and any(title.startswith("best in") for title in found)
 
 
