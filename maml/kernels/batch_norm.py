@@ -238,7 +238,12 @@ def _partial_sums(*maps: tf.Tensor) -> tf.Tensor:
     """
     rows, channels = math.prod(maps[0].shape[:-1]), maps[0].shape[-1]
     few = next(count for count in range(_MOST_NEIGHBORS, 0, -1) if rows % count == 0)
-    return tf.reduce_sum(tf.stack([tf.reshape(values, [rows // few, few, channels]) for values in maps], 2), 1)
+    parts = [tf.reshape(values, [rows // few, few, channels]) for values in maps]
+    if len(parts) == 1:
+        # As additions: XLA gives a sum by itself to a library, YNNPACK, and in TensorFlow 2.21 makes that call ready
+        # at its first execution, without a lock, so that two tasks at once crash now and then. It also takes longer.
+        return functools.reduce(tf.add, tf.unstack(parts[0], axis=1))[:, None]
+    return tf.reduce_sum(tf.stack(parts, 2), 1)
 
 
 @_fused

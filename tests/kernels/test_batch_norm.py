@@ -14,6 +14,8 @@ plain = functools.partial(batch_norm.plain, epsilon=0.001)
 SCALE = tf.constant([0.7, -1.3], tf.float64)
 SHIFT = tf.constant([0.4, -0.2], tf.float64)
 SIGN = tf.constant([1.0, -1.0], tf.float64)
+# Compiled functions that every second derivative needs.
+EXPECTED = {"_closed_form": {"_sums_of_distance", "_sums_of_product", "_ddx"}, "_standardized": {"_project", "_bend"}}
 
 
 def images(height, width):
@@ -157,3 +159,38 @@ def test_the_first_examples_statistics():
     np.testing.assert_allclose(plain(x, reference=2)[2:], plain(tf.concat([x, x], 0), reference=2)[2:3])
     relu = functools.partial(batch_norm.batch_norm_pool_relu, epsilon=0.001, shift=SHIFT)
     np.testing.assert_allclose(relu(x, reference=2)[:2], plain_relu(x[:2], SHIFT), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 21, 21, 32), (75, 42, 42, 32), (20, 14, 14, 64)])
+@pytest.mark.parametrize("form", ["_closed_form", "_standardized"])
+def test_no_compiled_function_hands_work_to_a_library(form, shape, monkeypatch):
+    """XLA makes a library's call ready at its first execution, without a lock, and two tasks at once may crash."""
+    calls = []
+
+    def recorded(function):
+        def call(*arguments):
+            calls.append((function, [(a.shape, a.dtype) if tf.is_tensor(a) else a for a in arguments]))
+            return function(*arguments)
+
+        return call
+
+    for name, function in list(vars(batch_norm).items()):
+        if hasattr(function, "experimental_get_compiler_ir"):
+            monkeypatch.setattr(batch_norm, name, recorded(function))
+
+    @tf.function(autograph=False)
+    def second_order(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = tf.reduce_sum(getattr(batch_norm, form)(x, 0.001) ** 3)
+            slope = tf.reduce_sum(inner.gradient(value, x) ** 2)
+        return outer.gradient(slope, x)
+
+    second_order.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+    assert {function._python_function.__name__ for function, _ in calls} >= EXPECTED[form]
+    for function, arguments in calls:
+        like = [tf.zeros(*argument) if isinstance(argument, tuple) else argument for argument in arguments]
+        compiled = function.experimental_get_compiler_ir(*like)(stage="optimized_hlo")
+        assert "kind=kCustom" not in compiled, function._python_function.__name__
