@@ -3,13 +3,15 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from maml import machine
 from maml.errors import UserError
 from maml.kernels.batch_norm import batch_norm, batch_norm_pool
+from maml.kernels.convolution import conv2d
 
 # Activations that keep the order of what they are given, so that the largest entry stays the largest.
 INCREASING = {"linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "sigmoid", "tanh", "softplus", "softsign"}
@@ -61,22 +63,38 @@ def batch_norms(model: Any) -> dict[Any, Any]:
     return found
 
 
-@contextlib.contextmanager
-def by_kernels(norms: dict[Any, Any]) -> Iterator[None]:
-    """While a model is traced: these batch-norms are computed by our kernels, each with the pooling after it.
+class Exchange(NamedTuple):
+    """A method of a layer, by its name, and the function that stands in for it."""
 
-    A layer that is called with `training=False`, as in `base(inputs, training=False)`, keeps its running statistics.
+    layer: Any
+    method: str
+    function: Callable[..., tf.Tensor]
+
+
+def exchanges(model: Any) -> list[Exchange]:
+    """What our kernels compute of a model: batch-norms, each with the pooling after it, and convolutions.
+
+    A batch-norm called with `training=False`, as in `base(inputs, training=False)`, keeps its running statistics.
     """
-    changed = [layer for layer in (*norms, *norms.values()) if layer is not None]
-    for norm, pool in norms.items():
-        object.__setattr__(norm, "call", functools.partial(_normalized, norm, pool))
+    plain = filter(_is_plain_convolution, layers_of(model))
+    found = [Exchange(layer, "convolution_op", functools.partial(_convolved, layer)) for layer in plain]
+    for norm, pool in batch_norms(model).items():
+        found.append(Exchange(norm, "call", functools.partial(_normalized, norm, pool)))
         if pool is not None:
-            object.__setattr__(pool, "call", lambda inputs: inputs)
+            found.append(Exchange(pool, "call", lambda inputs: inputs))
+    return found
+
+
+@contextlib.contextmanager
+def by_kernels(exchanged: list[Exchange]) -> Iterator[None]:
+    """With these functions in place of the layers' methods, while a model is traced."""
+    for layer, method, function in exchanged:
+        object.__setattr__(layer, method, function)
     try:
         yield
     finally:
-        for layer in changed:
-            object.__delattr__(layer, "call")
+        for layer, method, _ in exchanged:
+            object.__delattr__(layer, method)
 
 
 def body_and_head(model: Any, variables: Any) -> tuple[Any, Any] | None:
@@ -100,6 +118,12 @@ def body_and_head(model: Any, variables: Any) -> tuple[Any, Any] | None:
             except (ValueError, AttributeError):  # not all of it comes through here; it is called twice
                 return None
     return None
+
+
+def _convolved(layer: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    if machine.on_gpu() or not inputs.shape[1:].is_fully_defined():
+        return type(layer).convolution_op(layer, inputs, kernel)
+    return conv2d(inputs, kernel, layer.strides[0])
 
 
 def _normalized(norm: Any, pool: Any, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
@@ -148,6 +172,15 @@ def _is_plain_batch_norm(layer: Any) -> bool:
         return False
     special = getattr(layer, "renorm", False) or getattr(layer, "synchronized", False)
     return not special and layer.compute_dtype in ("float32", "float64")
+
+
+def _is_plain_convolution(layer: Any) -> bool:
+    from keras.layers import Conv2D
+
+    if type(layer) is not Conv2D or layer.padding != "same" or layer.data_format != "channels_last":
+        return False
+    square = len(set(layer.kernel_size)) == len(set(layer.strides)) == 1
+    return square and layer.groups == 1 and set(layer.dilation_rate) == {1}
 
 
 def _keeps_order(layer: Any) -> bool:

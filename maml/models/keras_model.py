@@ -11,9 +11,9 @@ import tensorflow as tf
 from maml.errors import UserError, one_line
 from maml.models.exact import exact_functions
 from maml.models.keras_layers import (
-    batch_norms,
     body_and_head,
     by_kernels,
+    exchanges,
     layers_of,
     refuse_inexact,
 )
@@ -52,7 +52,7 @@ class KerasModel(Model):
         last = self.names[-1].rpartition("/")[0]
         self.head = frozenset(name for name in self.names if name.rpartition("/")[0] == last)
         self.adapted = chosen(adapt, self.names, self.head)
-        self.batch_norms = batch_norms(model)
+        self.exchanges = exchanges(model)
 
     def init(self, seed: int) -> Weights:
         """The model's own weights, whatever the seed."""
@@ -67,7 +67,7 @@ class KerasModel(Model):
             _seed_of(inputs) if _is_seed(variable) else tf.convert_to_tensor(variable.value)
             for variable in self.keras.non_trainable_variables
         ]
-        with exact_functions(), by_kernels(self.batch_norms):
+        with exact_functions(), by_kernels(self.exchanges):
             # As Keras' own `fit`: a model whose `call` has no such argument is called without.
             mode = {"training": True} if getattr(self.keras, "_call_has_training_arg", True) else {}
             outputs, _ = self.keras.stateless_call([weights[name] for name in self.names], other, inputs, **mode)
@@ -96,7 +96,7 @@ class KerasModel(Model):
         """A Keras model that shares its variables with this one, as a model whose weights have the same names."""
         known = {id(variable): name for name, variable in zip(self.names, self.keras.trainable_variables, strict=True)}
         made = copy.copy(self)
-        made.keras, made.batch_norms, made.compiled = part, batch_norms(part), False
+        made.keras, made.exchanges, made.compiled = part, exchanges(part), False
         made.names = [known[id(variable)] for variable in part.trainable_variables]
         made.adapted = self.adapted.intersection(made.names)
         return made

@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.peer_keras import keras_network, learner_of, official_order
-from maml.models.keras_layers import batch_norms
+from maml.kernels.convolution import conv2d
+from maml.models import keras_layers
+from maml.models.keras_layers import batch_norms, exchanges
 from maml.models.keras_model import KerasModel
 from tests.core.test_golden import FILES, TOLERANCE, load
 from tests.tiny import relative_error, tiny_episodes, tiny_model, tiny_weights
@@ -77,12 +79,17 @@ def test_batch_norm_and_pooling_behind_it_are_the_kernels(name):
     """With scales of both signs, the same outputs and second derivatives as Keras' own layers give."""
     layers = ROUTED.get(name, (CONV, NORM, of(L.ReLU)))
     network = KerasModel(sequence(*layers, of(L.Flatten), of(L.Dense, 2)), dtype="float64")
-    assert len(network.batch_norms) == 1 and len(pools_of(network.keras)) == (name in ROUTED)
+    assert len(batch_norms(network.keras)) == 1 and len(pools_of(network.keras)) == (name in ROUTED)
+    assert_same_without_exchanges(network, (9, 9, 2))
+
+
+def assert_same_without_exchanges(network, shape):
+    """Outputs and second derivatives."""
     weights = {
         key: value + tf.random.stateless_normal(value.shape, [3, 4], dtype="float64")
         for key, value in network.init(0).items()
     }
-    x = tf.random.stateless_normal([4, 9, 9, 2], [1, 2], dtype="float64")
+    x = tf.random.stateless_normal([4, *shape], [1, 2], dtype="float64")
 
     def everything():
         def outputs_and_second_order():
@@ -98,11 +105,46 @@ def test_batch_norm_and_pooling_behind_it_are_the_kernels(name):
 
         return tf.function(outputs_and_second_order, autograph=False)()
 
-    fast, network.batch_norms = everything(), {}
+    fast, network.exchanges = everything(), []
     plain = everything()
     bias = network.names[1]  # before batch-norm: no gradient but rounding
     assert relative_error(fast, plain, [key for key in plain if key != bias]) < 1e-10
     assert np.isfinite(fast[bias]).all()
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [(3, 1), (3, 2), (2, 1), (1, 1), (5, 3)])
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_plain_convolution_is_the_kernel(kernel, strides, channels, monkeypatch):
+    """Of images and of feature maps, with a bias and an activation."""
+    made = []
+    monkeypatch.setattr(keras_layers, "conv2d", lambda *args: made.append(args) or conv2d(*args))
+    conv = of(L.Conv2D, 3, kernel, strides, padding="same", activation="tanh")
+    shape = (7, 6, channels)
+    assert_same_without_exchanges(
+        KerasModel(sequence(conv, NORM, of(L.Flatten), of(L.Dense, 2), inputs=shape), dtype="float64"), shape
+    )
+    assert made
+
+
+class Padded(L.Conv2D):
+    """A convolution of your own."""
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        of(L.Conv2D, 3, 3),
+        of(L.Conv2D, 3, (3, 1), padding="same"),
+        of(L.Conv2D, 4, 3, padding="same", groups=2),
+        of(L.Conv2D, 3, 3, padding="same", dilation_rate=2),
+        of(L.SeparableConv2D, 3, 3, padding="same"),
+        of(L.Conv2DTranspose, 3, 3, padding="same"),
+        of(Padded, 3, 3, padding="same"),
+    ],
+    ids=["valid", "not square", "groups", "dilated", "separable", "transposed", "your own"],
+)
+def test_other_convolutions_stay_as_they_are(conv):
+    assert not exchanges(sequence(conv))
 
 
 class Frozen(keras.Model):
@@ -123,7 +165,7 @@ def test_a_batch_norm_that_is_called_for_inference_stays_so(pool):
     model, x = Frozen(pool), tf.random.stateless_normal([4, 9, 9, 2], [1, 2])
     expected = model(x)
     network = KerasModel(model)
-    assert network.batch_norms
+    assert batch_norms(model)
     np.testing.assert_allclose(network.apply(network.init(0), x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -197,7 +239,7 @@ def test_a_model_is_left_as_it_was():
     network = KerasModel(model, dtype="float64")
     found = network.apply(network.init(0), tf.constant(x))
     np.testing.assert_allclose(found, before, rtol=1e-9)
-    assert not any("call" in vars(layer) for layer in model.layers)
+    assert not any({"call", "convolution_op"} & vars(layer).keys() for layer in model.layers)
 
 
 def test_the_network_has_the_official_weights():
