@@ -1,5 +1,6 @@
 """What Keras layers need to be exact to second order, and fast."""
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -54,13 +55,17 @@ def batch_norms(model: Any) -> dict[Any, Any]:
     Only activations that keep the order may stand between them: then pooling may come first, which `batch_norm_pool`
     does in one with the normalization.
     """
-    behind, found = _only_layer_behind(model), {}
+    calls = _calls(model)
+    behind, found = _only_layer_behind(calls), {}
     for layer in filter(_is_plain_batch_norm, layers_of(model)):
         after = behind.get(layer)
         while after is not None and _keeps_order(after):
             after = behind.get(after)
         found[layer] = after if after is not None and _pools_by_two(after) else None
-    return found
+    times = collections.Counter(found.values())  # one pooling may be behind several, but then behind nothing else
+    return {
+        norm: pool if pool is not None and times[pool] == len(calls[pool]) else None for norm, pool in found.items()
+    }
 
 
 class Exchange(NamedTuple):
@@ -78,11 +83,9 @@ def exchanges(model: Any) -> list[Exchange]:
     """
     plain = filter(_is_plain_convolution, layers_of(model))
     found = [Exchange(layer, "convolution_op", functools.partial(_convolved, layer)) for layer in plain]
-    for norm, pool in batch_norms(model).items():
-        found.append(Exchange(norm, "call", functools.partial(_normalized, norm, pool)))
-        if pool is not None:
-            found.append(Exchange(pool, "call", lambda inputs: inputs))
-    return found
+    norms = batch_norms(model)
+    found += [Exchange(norm, "call", functools.partial(_normalized, norm, pool)) for norm, pool in norms.items()]
+    return found + [Exchange(pool, "call", lambda inputs: inputs) for pool in set(norms.values()) if pool is not None]
 
 
 @contextlib.contextmanager
@@ -138,18 +141,24 @@ def _normalized(norm: Any, pool: Any, inputs: tf.Tensor, training: bool | None =
     return out if shift is None else out + shift
 
 
-def _only_layer_behind(model: Any) -> dict[Any, Any]:
-    """{layer: the one that alone reads what it returns}, of layers that are called once."""
-    calls: dict[Any, int] = {}
-    readers: dict[Any, list[Any]] = {}
+def _calls(model: Any) -> dict[Any, list[Any]]:
+    """{layer: what it reads from, a list of layers for each call}; None is the model's caller."""
+    calls: dict[Any, list[Any]] = {}
     for graph in filter(None, map(_graph_of, (model, *layers_of(model)))):
         for node in itertools.chain.from_iterable(graph._nodes_by_depth.values()):
-            calls[node.operation] = calls.get(node.operation, 0) + 1
-            for parent in node.parent_nodes:
-                readers.setdefault(parent.operation, []).append(node.operation)
-        for output in tf.nest.flatten(graph._outputs_struct):
-            readers.setdefault(output._keras_history.operation, []).append(None)  # the model's caller
-    return {layer: read[0] for layer, read in readers.items() if len(read) == calls.get(layer) == 1}
+            calls.setdefault(node.operation, []).append([parent.operation for parent in node.parent_nodes])
+        returned = [output._keras_history.operation for output in tf.nest.flatten(graph._outputs_struct)]
+        calls.setdefault(None, []).append(returned)
+    return calls
+
+
+def _only_layer_behind(calls: dict[Any, list[Any]]) -> dict[Any, Any]:
+    """{layer: the one that alone reads what it returns}, of layers that are called once."""
+    readers: dict[Any, list[Any]] = {}
+    for reader, each in calls.items():
+        for layer in itertools.chain.from_iterable(each):
+            readers.setdefault(layer, []).append(reader)
+    return {layer: read[0] for layer, read in readers.items() if len(read) == len(calls.get(layer, ())) == 1}
 
 
 # Below, types and functions are compared, not their names: a layer of your own may be called like one of Keras'.
