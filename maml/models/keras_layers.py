@@ -124,6 +124,7 @@ def body_and_head(model: Any, variables: Any) -> tuple[Any, Any] | None:
 
 
 def _convolved(layer: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    # On a GPU the tasks of a model of your own come one after another, as cuDNN's convolutions can compute them.
     if machine.on_gpu() or not inputs.shape[1:].is_fully_defined():
         return type(layer).convolution_op(layer, inputs, kernel)
     return conv2d(inputs, kernel, layer.strides[0])

@@ -141,7 +141,7 @@ def test_one_pooling_for_several_blocks(alone):
     assert_same_without_exchanges(KerasModel(model, dtype="float64"), (16, 16, 2))
 
 
-class Padded(L.Conv2D):
+class OwnConv2D(L.Conv2D):
     """A convolution of your own."""
 
 
@@ -154,7 +154,7 @@ class Padded(L.Conv2D):
         of(L.Conv2D, 3, 3, padding="same", dilation_rate=2),
         of(L.SeparableConv2D, 3, 3, padding="same"),
         of(L.Conv2DTranspose, 3, 3, padding="same"),
-        of(Padded, 3, 3, padding="same"),
+        of(OwnConv2D, 3, 3, padding="same"),
     ],
     ids=["valid", "not square", "groups", "dilated", "separable", "transposed", "your own"],
 )
